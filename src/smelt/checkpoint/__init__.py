@@ -1,0 +1,1 @@
+"""A folder that describes itself: load, save, import from a hub. Safetensors only."""

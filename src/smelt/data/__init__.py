@@ -1,0 +1,1 @@
+"""Training data: sources, generators of tasks, mixing and packing."""

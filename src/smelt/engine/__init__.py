@@ -1,0 +1,1 @@
+"""Scheduler, block manager, prefix cache: plain Python over integers, driving a Runner."""

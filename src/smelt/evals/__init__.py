@@ -1,0 +1,1 @@
+"""Benchmarks with exact graders and intervals; sees only the Sampler protocol."""

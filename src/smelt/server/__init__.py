@@ -1,0 +1,1 @@
+"""FastAPI: one file per resource, OpenAI's shapes and errors."""
