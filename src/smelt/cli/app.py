@@ -1,0 +1,124 @@
+"""The verbs and their options. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="smelt",
+    help="The GPT-4o mini you own: serve, use and measure a small language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A folder, a Hugging Face id, or a shipped model's name.", envvar="SMELT_MODEL"),
+]
+UrlOption = Annotated[str, typer.Option("--url", help="Talk to this OpenAI-compatible URL instead (…/v1).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+WeightsOption = Annotated[str, typer.Option("--weights", help="w8 (8-bit, fast) or fp32 (exact).")]
+ThreadsOption = Annotated[int, typer.Option("--threads", help="0: what the machine allows (see `smelt doctor`).")]
+
+
+@app.command()
+def serve(
+    model: ModelOption = "spark",
+    host: Annotated[str, typer.Option(help="Address to bind; beyond loopback needs --api-key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
+    api_key: Annotated[list[str] | None, typer.Option(help="Accept this key; repeat for more.")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Also answer to this model name; repeat for more.")] = None,
+    weights: WeightsOption = "w8",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Serve a model on an OpenAI-compatible API."""
+    from smelt.cli.serve import serve_command
+
+    chosen = {"host": host, "port": port, "model": model, "weights": weights, "threads": threads}
+    serve_command(chosen, api_keys=api_key or [], aliases=alias or [])
+
+
+@app.command()
+def chat(
+    model: ModelOption = "spark",
+    url: UrlOption = "",
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.")] = 0.0,
+) -> None:
+    """Chat in the terminal, with a model folder or a URL. Ctrl-D ends."""
+    from smelt.cli.chat import chat_command
+
+    chat_command(model=model, url=url, system=system, temperature=temperature)
+
+
+@app.command()
+def run(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads standard input.")],
+    model: ModelOption = "spark",
+    url: UrlOption = "",
+    system: Annotated[str, typer.Option(help="System prompt.")] = "",
+    schema: Annotated[Path | None, typer.Option(help="Answer with JSON valid under this JSON Schema file.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens; 0: what the model allows.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one prompt and print what it took."""
+    from smelt.cli.run import run_command
+
+    options = {"system": system, "schema": schema, "max_tokens": max_tokens, "temperature": temperature}
+    run_command(prompt, model=model, url=url, as_json=as_json, **options)
+
+
+@app.command()
+def tokens(
+    source: Annotated[str, typer.Argument(help="Text; @FILE reads a file, - standard input.")],
+    model: ModelOption = "spark",
+    request: Annotated[bool, typer.Option("--request", help="The input is a chat request's JSON body.")] = False,
+    encoding: Annotated[str, typer.Option(help="o200k_base or cl100k_base instead of the model's own.")] = "",
+    ranks: Annotated[Path | None, typer.Option(help="The encoding's .tiktoken file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the tokens of a text or of a whole chat request."""
+    from smelt.cli.tokens import tokens_command
+
+    tokens_command(source, model=model, request=request, encoding=encoding, ranks=ranks, as_json=as_json)
+
+
+@app.command()
+def bench(
+    model: ModelOption = "spark",
+    weights: WeightsOption = "w8",
+    threads: ThreadsOption = 0,
+    rounds: Annotated[int, typer.Option(help="Samples per figure; the median is shown.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure prefill, decode and batch speed on this machine."""
+    from smelt.cli.bench import bench_command
+
+    bench_command(model=model, weights=weights, threads=threads, rounds=rounds, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    model: ModelOption = "spark",
+    port: Annotated[int, typer.Option(help="Port to look at.")] = 8000,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at cores, quota, memory, instruction set, port and model, and say what is wrong."""
+    from smelt.cli.doctor import doctor_command
+
+    doctor_command(model=model, port=port, as_json=as_json)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """The GPT-4o mini you own: serve, use and measure a small language model."""
+    if version:
+        from smelt import __version__
+
+        typer.echo(f"smelt {__version__}")
+        raise typer.Exit
