@@ -13,18 +13,28 @@ if TYPE_CHECKING:
 
 
 class TokenMatcher(Protocol):
-    """The grammar port: constrains one answer. Implemented over llguidance in `generate.grammar`."""
+    """The grammar port: constrains one answer. Implemented over llguidance in `generate.grammar`.
+
+    Called on the engine's thread only. Any exception ends this request with reason ERROR and no other.
+    """
 
     def fill_mask(self, row: U32) -> None:
-        """Set the bits of the tokens allowed next; `row` has ceil(V/32) words."""
+        """Set the bits of the tokens allowed next; `row` has ceil(V/32) words and arrives zeroed."""
         ...
 
     def advance(self, token_id: int) -> None:
-        """The token was drawn. Raises EngineError when the grammar does not allow it."""
+        """The token joined the answer, drawn or forced; a stop id is not fed.
+
+        Raises EngineError when the grammar does not allow it.
+        """
         ...
 
     def forced_tokens(self) -> list[int]:
-        """Tokens the grammar forces next, in order; the engine appends them without sampling."""
+        """Tokens the grammar forces next, in order, without moving: the engine calls `advance` for each it appends.
+
+        Must be exactly the tokens that masks would have left as the only choice: an answer is the same whether
+        the engine uses them or draws under masks (it draws where log-probabilities are asked for).
+        """
         ...
 
 
@@ -36,6 +46,7 @@ class EngineRequest:
     the answer with reason STOP and are not reported. max_new_tokens >= 0 (0: only score the prompt). seed is already
     concrete. `params.stop`, `params.max_tokens` are the caller's business and ignored here.
     score_prompt: report the log-probability of every prompt token (turns the prefix cache off for it).
+    tenant, adapter, media (content hashes): parts of the cache key only; a StepBatch does not carry them.
     """
 
     id: str
