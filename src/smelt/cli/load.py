@@ -1,0 +1,55 @@
+"""From a model's name to a running engine or model, with a progress line while it is fetched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+from smelt.core.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from smelt.core.decoder import DecoderConfig
+    from smelt.engine.engine import Engine
+    from smelt.generate.llm import LLM
+
+
+def checked_weights(weights: str) -> Literal["w8", "fp32"]:
+    """The weight format, or InvalidRequestError naming the two there are."""
+    if weights not in ("w8", "fp32"):
+        raise InvalidRequestError(f"--weights {weights}: choose w8 (8-bit, fast) or fp32 (exact)")
+    return cast(Literal["w8", "fp32"], weights)
+
+
+def load_llm(model: str, *, weights: str = "w8", threads: int = 0) -> LLM:
+    """The text-level model of a folder, a Hugging Face id or a shipped name. Raises CheckpointError."""
+    from smelt.checkpoint import resolve_model
+    from smelt.generate.llm import LLM
+    from smelt.generate.options import LLMOptions
+
+    options = LLMOptions(weights=checked_weights(weights), threads=threads or None)
+    return LLM.load(resolve_model(model), options=options)
+
+
+def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[Engine, DecoderConfig, int]:
+    """A bare engine over the native runner, its decoder's shape, and the weight bytes one token reads."""
+    from smelt.checkpoint import open_checkpoint, resolve_model
+    from smelt.engine.engine import Engine
+    from smelt.generate.options import LLMOptions, window
+    from smelt.native import NativeRunner
+
+    checkpoint = open_checkpoint(resolve_model(model))
+    config = checkpoint.config
+    options = LLMOptions(weights=checked_weights(weights), threads=threads or None)
+    limits = window(config, options)
+    runner = NativeRunner(
+        config,
+        checkpoint.tensors,
+        weights=options.weights,
+        num_blocks=limits.num_blocks,
+        block_size=options.block_size,
+        num_threads=options.threads,
+    )
+    # 8-bit weights carry an fp16 scale per 32 values; a tied embedding is read once, as the head.
+    bytes_per_weight = 4.0 if options.weights == "fp32" else 1 + 2 / 32
+    embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+    weight_bytes = int((config.num_parameters - embedding) * bytes_per_weight)
+    return Engine(runner, context_len=limits.context_len), config, weight_bytes
