@@ -1,0 +1,260 @@
+"""The decoder: Llama, Mistral, Qwen2, Qwen3 and Gemma 3 text in one module, by configuration.
+
+Parameter names are those of the Hugging Face folders. Shapes: B batch, T time, H hidden width, N heads,
+K key/value heads, D head width, L keys, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from smelt.core.decoder import DecoderConfig
+from smelt.model.attention_mask import additive_mask, within_segments
+from smelt.model.cache import KVCache
+from smelt.model.rope import Rope, rotate
+
+
+class Norm(nn.Module):
+    """RMSNorm (Zhang and Sennrich 2019) with gain `offset + weight`; float32 inside."""
+
+    def __init__(self, width: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - config.norm_offset))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        gain = self.weight.float() + self.offset if self.offset else self.weight.float()
+        return F.rms_norm(x.float(), (x.shape[-1],), gain, self.eps).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a layer needs to know of the batch: rotary angles, and a mask ([T, L] or [B, 1, T, L]; None: causal)."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with optional biases and QK-norm."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        hidden, D = config.hidden_size, config.head_dim
+        self.layer, self.head_dim, self.scale = layer, D, config.attention_scale
+        self.grouped = config.num_heads != config.num_kv_heads
+        self.q_proj = nn.Linear(hidden, config.num_heads * D, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden, config.num_kv_heads * D, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden, config.num_kv_heads * D, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_heads * D, hidden, bias=config.o_bias)
+        self.q_norm = Norm(D, config) if config.qk_norm else None
+        self.k_norm = Norm(D, config) if config.qk_norm else None
+
+    def forward(self, x_BTH: Tensor, view: View, cache: KVCache | None) -> Tensor:
+        """Attend; appends to the cache where there is one."""
+        B, T, _ = x_BTH.shape
+        q_BTND = self.q_proj(x_BTH).view(B, T, -1, self.head_dim)
+        k_BTKD = self.k_proj(x_BTH).view(B, T, -1, self.head_dim)
+        v_BKTD = self.v_proj(x_BTH).view(B, T, -1, self.head_dim).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTND, k_BTKD = self.q_norm(q_BTND), self.k_norm(k_BTKD)
+        q_BNTD = rotate(q_BTND.transpose(1, 2), view.cos, view.sin)
+        k_BKTD = rotate(k_BTKD.transpose(1, 2), view.cos, view.sin)
+        if cache is not None:
+            k_BKTD, v_BKTD = cache.append(self.layer, k_BKTD, v_BKTD)
+        out_BNTD = F.scaled_dot_product_attention(
+            q_BNTD,
+            k_BKTD,
+            v_BKTD,
+            attn_mask=view.mask,
+            is_causal=view.mask is None,
+            scale=self.scale,
+            enable_gqa=self.grouped,
+        )
+        return cast(Tensor, self.o_proj(out_BNTD.transpose(1, 2).reshape(B, T, -1)))
+
+
+class MLP(nn.Module):
+    """SwiGLU or GeGLU (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.silu = config.activation == "silu"
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        """[B, T, H] to [B, T, H]."""
+        gate = self.gate_proj(x_BTH)
+        gate = F.silu(gate) if self.silu else F.gelu(gate, approximate="tanh")
+        return cast(Tensor, self.down_proj(gate * self.up_proj(x_BTH)))
+
+
+class Layer(nn.Module):
+    """Attention and MLP on the residual stream, each behind a norm, and in front of one where Gemma has it."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.input_layernorm = Norm(hidden, config)
+        self.self_attn = Attention(config, index)
+        # The same name for two things: Llama's norm in front of the MLP, Gemma's behind the attention.
+        self.post_attention_layernorm = Norm(hidden, config)
+        self.pre_feedforward_layernorm = Norm(hidden, config) if config.post_norms else None
+        self.post_feedforward_layernorm = Norm(hidden, config) if config.post_norms else None
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTH: Tensor, view: View, cache: KVCache | None = None) -> Tensor:
+        """One layer of the residual stream."""
+        attended = self.self_attn(self.input_layernorm(x_BTH), view, cache)
+        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
+            x_BTH = x_BTH + attended
+            return cast(Tensor, x_BTH + self.mlp(self.post_attention_layernorm(x_BTH)))
+        x_BTH = x_BTH + self.post_attention_layernorm(attended)
+        fed = self.mlp(self.pre_feedforward_layernorm(x_BTH))
+        return cast(Tensor, x_BTH + self.post_feedforward_layernorm(fed))
+
+
+class Body(nn.Module):
+    """Everything below the head; named `model` in a folder."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = Norm(config.hidden_size, config)
+
+
+class Decoder(nn.Module):
+    """A decoder of shape `config`, with torch's default weights: call `init_weights` or use `from_tensors`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Body(config)
+        head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = head
+        self.ropes = nn.ModuleList(Rope(rope, config.head_dim) for rope in config.ropes)
+
+    @classmethod
+    def from_tensors(cls, config: DecoderConfig, tensors: Mapping[str, NDArray[np.float32]]) -> Self:
+        """A decoder with the weights of an opened checkpoint, copied, in float32."""
+        decoder = cls(config)
+        with torch.no_grad():
+            for name, parameter in decoder.named_parameters():
+                parameter.copy_(torch.from_numpy(np.array(tensors[name], dtype=np.float32)))
+        return decoder
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """The weights by name, float32 on the CPU, in the order of `config.tensor_shapes()`; what a save takes."""
+        named = dict(self.named_parameters())
+        return {name: named[name].detach().float().cpu().numpy() for name in self.config.tensor_shapes()}
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V]; see `hidden`."""
+        return self.logits(self.hidden(ids_BT, positions=positions, segment_ids_BT=segment_ids_BT, cache=cache))
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states behind the final norm, [B, T, H].
+
+        positions: rotary positions, [T] or [B, T]; by default 0, 1, ... behind what the cache holds. As rotary
+        attention is relative, packed documents need none of their own. segment_ids_BT: tokens see only
+        earlier tokens of their own segment. cache: computes the tokens behind the cached ones and adds them.
+        Raises ValueError for segments together with a cache, or a full cache.
+        """
+        if cache is not None and segment_ids_BT is not None:
+            raise ValueError("packed segments are for training; a cache holds one document per row")
+        past, T = (0 if cache is None else cache.length), ids_BT.shape[1]
+        if cache is not None:
+            cache.reserve(T)
+        if positions is None:
+            positions = torch.arange(past, past + T, device=ids_BT.device)
+        x_BTH = self.model.embed_tokens(ids_BT)
+        if self.config.embedding_scale != 1.0:
+            x_BTH = x_BTH * self.config.embedding_scale
+        views = self._views(positions, past, segment_ids_BT, x_BTH)
+        for layer, shape in zip(self.model.layers, self.config.layers, strict=True):
+            x_BTH = layer(x_BTH, views[shape.rope, shape.window], cache)
+        if cache is not None:
+            cache.advance(T)
+        return cast(Tensor, self.model.norm(x_BTH))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] to [..., V]; apart from `hidden` so that a loss can go over the tokens in pieces."""
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, H]: the head's matrix, which is the embedding's where they are tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def _views(
+        self, positions: Tensor, past: int, segment_ids_BT: Tensor | None, like: Tensor
+    ) -> dict[tuple[int, int | None], View]:
+        """One view per kind of layer, so that a mask is made once and not per layer."""
+        T = like.shape[1]
+        queries = torch.arange(past, past + T, device=like.device)
+        keys = torch.arange(past + T, device=like.device)
+        angles = [rope(positions) for rope in self.ropes]
+        masks: dict[int | None, Tensor | None] = {}
+        for window in {layer.window for layer in self.config.layers}:
+            slides = window is not None and window < past + T
+            if not slides and segment_ids_BT is None and past == 0:
+                masks[window] = None
+                continue
+            mask = additive_mask(queries, keys, window=window if slides else None, dtype=like.dtype)
+            masks[window] = mask if segment_ids_BT is None else within_segments(mask, segment_ids_BT)
+        kinds = {(layer.rope, layer.window) for layer in self.config.layers}
+        return {(rope, w): View(cos=angles[rope][0], sin=angles[rope][1], mask=masks[w]) for rope, w in kinds}
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fresh weights, the same for a seed on every device.
+
+        Matrices: normal with std fan_in^-1/2, so that widths change nothing; embeddings and head half of that, so
+        that first predictions are near uniform. What a layer adds to the residual stream is scaled by
+        (2 * layers)^-1/2 (Radford et al. 2019): in the matrix, or in the gain of the norm behind it where there
+        is one, as that norm would undo the former. Other gains 1, biases 0.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        depth = (2 * self.config.num_layers) ** -0.5
+        post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                damped = self.config.post_norms and name.endswith(post_norms)
+                parameter.fill_((depth if damped else 1.0) - self.config.norm_offset)
+            else:
+                std = parameter.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")) and not self.config.post_norms:
+                    std *= depth
+                if name in ("model.embed_tokens.weight", "lm_head.weight"):
+                    std *= 0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
