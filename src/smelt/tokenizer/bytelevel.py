@@ -16,7 +16,7 @@ def _alphabet() -> str:
 
 ALPHABET: str = _alphabet()  # ALPHABET[byte] is the byte's character
 _TO_BYTE = {char: byte for byte, char in enumerate(ALPHABET)}
-_TO_CHAR = {byte: char for byte, char in enumerate(ALPHABET)}
+_TO_CHAR = dict(enumerate(ALPHABET))
 
 
 def to_chars(data: bytes) -> str:

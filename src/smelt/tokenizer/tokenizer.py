@@ -116,7 +116,7 @@ class Tokenizer:
         try:
             return [list(e.ids) for e in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
-            raise next(error for text in texts if (error := _surrogate_error(text))) from None
+            return [self.encode(text) for text in texts]  # raises for the text at fault
 
     def token_bytes(self, token_id: int) -> bytes:
         """What a token writes; empty for control ids and for ids outside the vocabulary."""
@@ -178,14 +178,13 @@ def _bos_id(spec: Mapping[str, Any], config: Mapping[str, Any], controls: Mappin
     name = bos.get("content") if isinstance(bos, Mapping) else bos
     wanted = config.get("add_bos_token")
     if wanted is None:
-        first = next(iter((spec.get("post_processor") or {}).get("single") or []), {})
-        wanted = isinstance(first, Mapping) and "SpecialToken" in first
+        template = (spec.get("post_processor") or {}).get("single") or [{}]
+        wanted = isinstance(template[0], Mapping) and "SpecialToken" in template[0]
     return controls.get(str(name)) if wanted else None
 
 
-def _surrogate_error(text: Any) -> InvalidRequestError | None:
-    if not isinstance(text, str):
-        raise TypeError(f"sought a string, found {type(text).__name__}")
+def _surrogate_error(text: str) -> Exception:
+    """Why the library would not take `text`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -194,4 +193,6 @@ def _surrogate_error(text: Any) -> InvalidRequestError | None:
             "which is not valid Unicode.",
             code="invalid_value",
         )
-    return None
+    except AttributeError:
+        pass
+    return TypeError(f"sought a string, found {type(text).__name__}")

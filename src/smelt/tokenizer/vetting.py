@@ -17,12 +17,13 @@ MAX_JSON_CHARS = 128 << 20
 Kind = Literal["byte-level", "byte-fallback"]
 
 # Markers that some folders list as ordinary added tokens although their chat format gives them meaning.
-MARKERS = frozenset(
+_MARKER_NAMES = (
     "<tool_call> </tool_call> <tool_response> </tool_response> <tools> </tools> <think> </think> "
     "<start_of_turn> <end_of_turn> <start_of_image> <end_of_image> <bos> <eos> <pad> <unk> <mask> "
     "<s> </s> [INST] [/INST] <<SYS>> <</SYS>> [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
-    "[TOOL_RESULTS] [/TOOL_RESULTS] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [IMG] [IMG_BREAK] [IMG_END]".split()
+    "[TOOL_RESULTS] [/TOOL_RESULTS] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [IMG] [IMG_BREAK] [IMG_END]"
 )
+MARKERS = frozenset(_MARKER_NAMES.split())
 
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Replace", "Prepend"}
 _PRE_TOKENIZERS = {"ByteLevel", "Split", "Digits", "Metaspace"}
