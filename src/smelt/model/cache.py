@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from smelt.core.decoder import DecoderConfig
+
+
+class Cache(Protocol):
+    """Where attention keeps what it has seen, `length` tokens so far. A pass reserves, appends per layer, advances."""
+
+    length: int
+
+    def reserve(self, num_tokens: int) -> None:
+        """Make sure that `num_tokens` more fit, or raise."""
+        ...
+
+    def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; returns those of all tokens in order, [B, K, L, D] each."""
+        ...
+
+    def advance(self, num_tokens: int) -> None:
+        """All layers stored `num_tokens`."""
+        ...
 
 
 class KVCache:
@@ -33,11 +53,11 @@ class KVCache:
         if self.length + num_tokens > self.capacity:
             raise ValueError(f"the cache holds {self.length} of {self.capacity} tokens, {num_tokens} more do not fit")
 
-    def append(self, layer: int, k_BNTD: Tensor, v_BNTD: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values behind the filled ones; returns all of them."""
-        end = self.length + k_BNTD.shape[2]
-        self._data[layer, 0, :, :, self.length : end] = k_BNTD
-        self._data[layer, 1, :, :, self.length : end] = v_BNTD
+        end = self.length + k_BKTD.shape[2]
+        self._data[layer, 0, :, :, self.length : end] = k_BKTD
+        self._data[layer, 1, :, :, self.length : end] = v_BKTD
         return self._data[layer, 0, :, :, :end], self._data[layer, 1, :, :, :end]
 
     def advance(self, num_tokens: int) -> None:

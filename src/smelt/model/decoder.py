@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from smelt.core.decoder import DecoderConfig
 from smelt.model.attention_mask import additive_mask, within_segments
-from smelt.model.cache import KVCache
+from smelt.model.cache import Cache
 from smelt.model.rope import Rope, rotate
 
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         self.q_norm = Norm(D, config) if config.qk_norm else None
         self.k_norm = Norm(D, config) if config.qk_norm else None
 
-    def forward(self, x_BTH: Tensor, view: View, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, view: View, cache: Cache | None) -> Tensor:
         """Attend; appends to the cache where there is one."""
         B, T, _ = x_BTH.shape
         q_BTND = self.q_proj(x_BTH).view(B, T, -1, self.head_dim)
@@ -116,7 +116,7 @@ class Layer(nn.Module):
         self.post_feedforward_layernorm = Norm(hidden, config) if config.post_norms else None
         self.mlp = MLP(config)
 
-    def forward(self, x_BTH: Tensor, view: View, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BTH: Tensor, view: View, cache: Cache | None = None) -> Tensor:
         """One layer of the residual stream."""
         attended = self.self_attn(self.input_layernorm(x_BTH), view, cache)
         if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; see `hidden`."""
         return self.logits(self.hidden(ids_BT, positions=positions, segment_ids_BT=segment_ids_BT, cache=cache))
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm, [B, T, H].
 
