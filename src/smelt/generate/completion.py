@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from smelt.chat.renderer import ReplyEvent, TextDelta
+from smelt.core.errors import InvalidRequestError
 from smelt.generate.events import TokenReport, TokenText
+
+if TYPE_CHECKING:
+    from smelt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +85,67 @@ def _incomplete_tail(raw: bytes) -> int:
         needed = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
         return back if needed > back else 0
     return 0
+
+
+class TextReader:
+    """A ReplyReader for raw text: no calls, nothing but characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._decoder = tokenizer.stream()
+
+    def feed(self, token_id: int) -> Sequence[ReplyEvent]:
+        """Text that became complete with this token."""
+        return _delta(self._decoder.feed(token_id))
+
+    def finish(self) -> Sequence[ReplyEvent]:
+        """An unfinished character, as U+FFFD."""
+        return _delta(self._decoder.flush())
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A completion's prompt: ids for the model, of which the first `num_hidden` are not the caller's."""
+
+    ids: list[int]
+    num_hidden: int
+    text: str
+
+
+def raw_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> RawPrompt:
+    """Text is encoded after the begin id, if the model wants one; ids are taken as they are.
+
+    Raises InvalidRequestError for an empty prompt, and for ids that do not exist or are control ids (a begin id in
+    front is allowed): control tokens are the renderer's to place.
+    """
+    if isinstance(prompt, str):
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        ids = begin + tokenizer.encode(prompt)
+        num_hidden, text = len(begin), prompt
+    else:
+        ids, num_hidden = list(prompt), 0
+        _check_ids(tokenizer, ids)
+        text = tokenizer.decode(ids)
+    if not ids:
+        raise InvalidRequestError("The prompt is empty; expected at least one token.", param="prompt")
+    return RawPrompt(ids, num_hidden, text)
+
+
+def _check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    control = frozenset(tokenizer.control_ids.values())
+    for place, token_id in enumerate(ids):
+        if not 0 <= token_id < tokenizer.vocab_size:
+            raise InvalidRequestError(
+                f"Invalid token in prompt[{place}]: {token_id}. Expected ids of 0 to {tokenizer.vocab_size - 1}.",
+                param="prompt",
+                code="invalid_value",
+            )
+        if token_id in control and not (place == 0 and token_id == tokenizer.bos_id):
+            raise InvalidRequestError(
+                f"Invalid token in prompt[{place}]: {token_id} is a control token, which a prompt cannot contain.",
+                param="prompt",
+                code="invalid_value",
+            )
+
+
+def _delta(text: str) -> Sequence[ReplyEvent]:
+    return (TextDelta(text),) if text else ()

@@ -2,52 +2,166 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import queue
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smelt.chat.renderer import Renderer
+from smelt.chat import Renderer, renderer_for
+from smelt.core.errors import InvalidRequestError
+from smelt.core.messages import Privilege
 from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import SamplingParams
-from smelt.generate.completion import PromptText
+from smelt.engine.requests import EngineEvent
+from smelt.generate.collect import collect
+from smelt.generate.completion import PromptText, TextReader, raw_prompt
+from smelt.generate.constrain import check_schemas, constrain, is_named, offered_tools
 from smelt.generate.events import AnswerEvent
-from smelt.generate.options import LLMOptions
-from smelt.generate.prepare import Prepared, TokenCount
+from smelt.generate.grammar import GrammarCompiler
+from smelt.generate.options import LLMOptions, window
+from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit
+from smelt.generate.run import Run
 
 if TYPE_CHECKING:
+    from smelt.core.decoder import DecoderConfig
+    from smelt.core.step import Runner
     from smelt.tokenizer import Tokenizer
 
+Event = AnswerEvent | PromptText
 
-@dataclass(kw_only=True)
-class LLM:
-    """A loaded model. Make one with `LLM.load`, end it with `close`. Every method may be called from any thread.
 
-    name: the folder's name unless the options gave one. context_len, max_output_len: limits in tokens, enforced.
-    renderer: None for a base model, which only completes. fingerprint: `system_fingerprint`, changes with weights
-    and settings. created: seconds since 1970, when the folder was written.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What a loaded model is called and when it was made; `fingerprint` is the API's system_fingerprint."""
 
     name: str
-    context_len: int
-    max_output_len: int
-    tokenizer: Tokenizer
-    renderer: Renderer | None
     fingerprint: str
     created: int
-    options: LLMOptions
+
+
+class LLM:
+    """A loaded model (core.sampler.Sampler). Make one with `LLM.load`, end it with `close`; any thread may call it.
+
+    Attributes: tokenizer; renderer (None for a base model, which only completes); config; context_len and
+    max_output_len, limits in tokens, enforced; name; fingerprint; created (seconds since 1970).
+    """
+
+    def __init__(
+        self,
+        *,
+        config: DecoderConfig,
+        tokenizer: Tokenizer,
+        renderer: Renderer | None,
+        runner: Runner,
+        identity: Identity,
+        options: LLMOptions,
+    ) -> None:
+        """Over parts made elsewhere (tests, other runners); the limits follow from the runner's pool."""
+        from smelt.engine.engine import Engine
+        from smelt.engine.loop import EngineLoop
+
+        limits = window(config, options, num_blocks=runner.num_blocks)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.renderer = renderer
+        self.context_len = limits.context_len
+        self.max_output_len = limits.max_output_len
+        self.options = options
+        self._identity = identity
+        self._runner = runner
+        self._limits = Limits(limits.context_len, limits.max_output_len, config.vocab_size)
+        self._control_ids = frozenset(tokenizer.control_ids.values())
+        self._stop_ids = (renderer.stop_ids if renderer else frozenset()) | frozenset(config.eos_ids)
+        self._compiler = GrammarCompiler(
+            tokenizer, vocab_size=runner.vocab_size, stop_ids=self._stop_ids, cache_size=options.grammar_cache
+        )
+        engine = Engine(
+            runner,
+            context_len=self.context_len,
+            max_batch_tokens=options.max_batch_tokens,
+            max_running=options.max_running,
+            max_waiting=options.max_waiting,
+        )
+        self._loop = EngineLoop(engine)
 
     @classmethod
     def load(cls, folder: Path | str, *, options: LLMOptions = LLMOptions()) -> LLM:  # noqa: B008 - frozen value
         """Load a folder (config.json, safetensors, tokenizer.json). Raises CheckpointError. Imports no torch."""
-        raise NotImplementedError
+        from smelt.checkpoint import open_checkpoint
+        from smelt.native import NativeRunner
+        from smelt.tokenizer import Tokenizer
+
+        folder = Path(folder)
+        checkpoint = open_checkpoint(folder)
+        tokenizer = Tokenizer.load(folder)
+        renderer = renderer_for(tokenizer)
+        limits = window(checkpoint.config, options)
+        runner = NativeRunner(
+            checkpoint.config,
+            checkpoint.tensors,
+            weights=options.weights,
+            num_blocks=limits.num_blocks,
+            block_size=options.block_size,
+            threads=options.threads,
+        )
+        name = options.name or str((checkpoint.card or {}).get("name") or folder.resolve().name)
+        settings = f"{checkpoint.fingerprint} {options.weights} {limits.context_len}"
+        identity = Identity(
+            name=name,
+            fingerprint="fp_" + hashlib.sha256(settings.encode()).hexdigest()[:10],
+            created=int((folder / "config.json").stat().st_mtime),
+        )
+        return cls(
+            config=checkpoint.config,
+            tokenizer=tokenizer,
+            renderer=renderer,
+            runner=runner,
+            identity=identity,
+            options=options,
+        )
+
+    @property
+    def name(self) -> str:
+        """The options' name, else the card's, else the folder's."""
+        return self._identity.name
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`: changes with the weights and with settings that change answers."""
+        return self._identity.fingerprint
+
+    @property
+    def created(self) -> int:
+        """When the folder was written, in seconds since 1970."""
+        return self._identity.created
 
     def prepare(self, request: ChatRequest) -> Prepared:
         """Render, count, check and compile a chat request. CPU-bound, milliseconds: call it from a thread.
 
         Raises InvalidRequestError (a value, a schema that cannot be honoured, a base model) and ContextLengthError.
         """
-        raise NotImplementedError
+        renderer = self._chat_renderer()
+        check_schemas(request)
+        ids, privileges, count = count_tokens(renderer, request)
+        max_new_tokens = fit(self._limits, count, request.params.max_tokens)
+        params = check_params(request.params, self._limits, max_new_tokens)
+        tools = offered_tools(request)
+        return Prepared(
+            prompt_ids=ids,
+            privileges=privileges,
+            params=params,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids,
+            tokens=count,
+            constraint=constrain(request, self._compiler, renderer.call_syntax),
+            reader=lambda: renderer.reader(tools),
+            hidden_ids=self._control_ids,
+            calls_end_with_stop=is_named(request.tool_choice),
+        )
 
     def prepare_completion(
         self, prompt: str | Sequence[int], params: SamplingParams, *, echo: bool = False
@@ -55,30 +169,85 @@ class LLM:
         """Check a raw completion. `prompt` is text or token ids; control ids are refused in ids.
 
         With `echo` the first event is a PromptText, with log-probabilities where params.top_logprobs is set, and
-        max_tokens may be 0. Raises InvalidRequestError and ContextLengthError.
+        max_tokens may be 0. Where log-probabilities are asked for, a drawn end token is reported too. Raises
+        InvalidRequestError and ContextLengthError.
         """
-        raise NotImplementedError
+        raw = raw_prompt(self.tokenizer, prompt)
+        count = TokenCount(len(raw.ids), len(raw.ids), 0)
+        max_new_tokens = fit(self._limits, count, params.max_tokens, noun="prompt")
+        return Prepared(
+            prompt_ids=raw.ids,
+            privileges=bytes([Privilege.USER]) * len(raw.ids),
+            params=check_params(params, self._limits, max_new_tokens),
+            max_new_tokens=max_new_tokens,
+            stop_ids=self._stop_ids,
+            tokens=count,
+            constraint=self._compiler.free_text(),
+            reader=lambda: TextReader(self.tokenizer),
+            echo=raw.text if echo else None,
+            num_hidden=raw.num_hidden,
+            report_stop=params.top_logprobs is not None,
+        )
 
-    def stream(self, prepared: Prepared, *, n: int = 1, tenant: str = "") -> AsyncIterator[AnswerEvent | PromptText]:
-        """The answer as it is made: an async generator. Events of the n choices interleave; AnswerUsage is last.
+    async def stream(self, prepared: Prepared, *, n: int = 1, tenant: str = "") -> AsyncGenerator[Event, None]:
+        """The answer as it is made. Events of the n choices interleave; AnswerUsage is the last.
 
         Nothing is submitted before the first `__anext__`, which raises OverloadedError when the queue is full:
         await one event before sending response headers. Closing the generator (`aclose`, cancellation) aborts the
         work in the engine at once. Raises EngineError when the engine fails.
         """
-        raise NotImplementedError
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[EngineEvent] = asyncio.Queue()
+
+        def sink(event: EngineEvent) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(inbox.put_nowait, event)
+
+        run = Run(prepared, self._loop, self.tokenizer, n=n, tenant=tenant)
+        try:
+            run.start(sink)
+            for shown in run.opening():
+                yield shown
+            while not run.done:
+                for shown in run.feed(await inbox.get()):
+                    yield shown
+        finally:
+            run.abort()
+
+    def events(self, prepared: Prepared, *, n: int = 1, tenant: str = "") -> Generator[Event, None, None]:
+        """`stream` for synchronous callers."""
+        inbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        run = Run(prepared, self._loop, self.tokenizer, n=n, tenant=tenant)
+        try:
+            run.start(inbox.put)
+            yield from run.opening()
+            while not run.done:
+                yield from run.feed(inbox.get())
+        finally:
+            run.abort()
 
     def chat(self, request: ChatRequest) -> ChatAnswer:
         """One complete answer, synchronously (core.sampler.Sampler)."""
-        raise NotImplementedError
+        return collect(self.events(self.prepare(request)))
 
     def count(self, request: ChatRequest) -> TokenCount:
-        """Prompt tokens the request would take. No limit is checked."""
-        raise NotImplementedError
+        """Prompt tokens the request would take; the context limit is not checked. Raises InvalidRequestError."""
+        check_schemas(request)
+        return count_tokens(self._chat_renderer(), request)[2]
 
     def stats(self) -> Mapping[str, float]:
-        """Gauges and counters of the engine, for /metrics: running, waiting, blocks used and free, tokens so far."""
-        raise NotImplementedError
+        """Gauges and counters for /metrics: the engine's (engine.EngineStats), and grammars kept."""
+        return {**dataclasses.asdict(self._loop.stats()), "num_cached_grammars": self._compiler.num_cached}
 
     def close(self) -> None:
-        """End the engine's thread; running requests end in EngineError."""
+        """End the engine's thread; requests under way end in EngineError. Idempotent."""
+        self._loop.close()
+
+    def _chat_renderer(self) -> Renderer:
+        if self.renderer is None:
+            raise InvalidRequestError(
+                f"The model `{self.name}` is not a chat model: its folder has no chat format. "
+                "Use /v1/completions with it, or serve an instruct model.",
+                param="model",
+            )
+        return self.renderer

@@ -29,8 +29,8 @@ class LLMOptions:
     threads: int | None = None
     kv_bytes: int | None = None
     block_size: int = 16
-    max_batch_tokens: int = 512
-    max_running: int = 64
+    max_batch_tokens: int = 256
+    max_running: int = 16
     max_waiting: int = 256
     context_len: int | None = None
     max_output_len: int | None = None
@@ -47,24 +47,25 @@ class Window:
     max_output_len: int
 
 
-def window(config: DecoderConfig, options: LLMOptions) -> Window:
-    """Blocks in the key/value pool and the context they allow.
+def window(config: DecoderConfig, options: LLMOptions, *, num_blocks: int | None = None) -> Window:
+    """Blocks in the key/value pool and the context they allow; `num_blocks` where the pool exists already.
 
     A context that does not fit into the memory is lowered to what fits, and that is the limit requests are held
     to. Raises UnsupportedError when not even one block fits.
     """
     block_bytes = config.kv_bytes_per_token * options.block_size
     wanted = min(config.context_len, options.context_len or config.context_len)
-    budget = options.kv_bytes
-    if budget is None:
-        one_context = -(-wanted // options.block_size) * block_bytes
-        budget = min(max(DEFAULT_KV_BYTES, one_context), free_memory_bytes() // 2)
-    num_blocks = budget // block_bytes
-    if num_blocks < 1:
-        raise UnsupportedError(
-            f"no room for keys and values: one block of {options.block_size} tokens needs {block_bytes} bytes, "
-            f"{budget} are available; give more memory or a smaller model"
-        )
+    if num_blocks is None:
+        budget = options.kv_bytes
+        if budget is None:
+            one_context = -(-wanted // options.block_size) * block_bytes
+            budget = min(max(DEFAULT_KV_BYTES, one_context), free_memory_bytes() // 2)
+        num_blocks = budget // block_bytes
+        if num_blocks < 1:
+            raise UnsupportedError(
+                f"no room for keys and values: one block of {options.block_size} tokens needs {block_bytes} bytes, "
+                f"{budget} are available; give more memory or a smaller model"
+            )
     context_len = min(wanted, num_blocks * options.block_size)
     max_output_len = min(options.max_output_len or DEFAULT_MAX_OUTPUT_LEN, context_len)
     return Window(num_blocks, context_len, max_output_len)

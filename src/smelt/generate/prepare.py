@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from smelt.chat.renderer import Renderer, ReplyReader
 from smelt.core.errors import ContextLengthError, InvalidRequestError
-from smelt.core.messages import Tool
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
+from smelt.generate.constrain import offered_tools
 from smelt.generate.grammar import Constraint
 
 
@@ -35,9 +35,11 @@ class Limits:
 class Prepared:
     """A request ready to run, any number of times; made by `LLM.prepare` and `LLM.prepare_completion`.
 
-    max_new_tokens is the output limit after defaults. constraint makes one matcher per choice. reader makes one
-    reply reader per choice. calls_end_with_stop: a named tool choice reports "stop", not "tool_calls", as OpenAI does.
-    echo: give the prompt back first. report_stop: show the end token in the log-probabilities (completions).
+    max_new_tokens is the output limit after defaults. constraint and reader make one fresh matcher and one fresh
+    reply reader per choice. hidden_ids: control tokens, which no report shows. calls_end_with_stop: a named tool
+    choice reports "stop", not "tool_calls", as OpenAI does. echo: the prompt's text, to be given back first,
+    without its first num_hidden tokens.
+    report_stop: the end token appears in the log-probabilities (completions, where clients count entries).
     """
 
     prompt_ids: Sequence[int]
@@ -48,9 +50,16 @@ class Prepared:
     tokens: TokenCount
     constraint: Constraint
     reader: Callable[[], ReplyReader]
+    hidden_ids: frozenset[int] = frozenset()
     calls_end_with_stop: bool = False
-    echo: bool = False
+    echo: str | None = None
+    num_hidden: int = 0
     report_stop: bool = False
+
+    @property
+    def score_prompt(self) -> bool:
+        """The prompt's own log-probabilities were asked for."""
+        return self.echo is not None and self.params.top_logprobs is not None
 
 
 def count_tokens(renderer: Renderer, request: ChatRequest) -> tuple[list[int], bytes, TokenCount]:
@@ -61,16 +70,6 @@ def count_tokens(renderer: Renderer, request: ChatRequest) -> tuple[list[int], b
     bare = renderer.render(request.messages, open_turn=True)
     count = TokenCount(len(full), len(bare), len(full) - len(bare))
     return full.ids, full.privileges, count
-
-
-def offered_tools(request: ChatRequest) -> tuple[Tool, ...]:
-    """The tools this answer may use: none under tool_choice "none", else the allowed ones, in request order."""
-    choice = request.tool_choice
-    if choice.mode == "none":
-        return ()
-    if choice.allowed is None:
-        return request.tools
-    return tuple(tool for tool in request.tools if tool.name in choice.allowed)
 
 
 def fit(limits: Limits, count: TokenCount, max_tokens: int | None, *, noun: str = "messages") -> int:
