@@ -11,50 +11,12 @@ from hypothesis import strategies as st
 
 from smelt.core.errors import EngineError
 from smelt.core.sampling import counter_uniform
-from smelt.core.step import StepBatch
 from smelt.engine.sampling import sample_batch, sample_step, score_rows
-
-
-def make_batch(num_sequences: int = 1, **fields: object) -> StepBatch:
-    """One new token per sequence, greedy, nothing reported; `fields` replace arrays."""
-    n = num_sequences
-    zeros = np.zeros(n + 1, np.int32)
-    values: dict[str, object] = {
-        "token_ids": np.zeros(n, np.int32),
-        "starts": np.arange(n + 1, dtype=np.int32),
-        "next_ids": np.full(n, -1, np.int32),
-        "first_positions": np.zeros(n, np.int32),
-        "block_tables": np.zeros((n, 1), np.int32),
-        "sample": np.ones(n, np.uint8),
-        "score": np.zeros(n, np.uint8),
-        "temperatures": np.zeros(n, np.float32),
-        "top_ps": np.ones(n, np.float32),
-        "presence_penalties": np.zeros(n, np.float32),
-        "frequency_penalties": np.zeros(n, np.float32),
-        "seeds": np.zeros(n, np.uint64),
-        "draws": np.zeros(n, np.uint64),
-        "top_k": np.full(n, -1, np.int32),
-        "bias_starts": zeros,
-        "bias_ids": np.zeros(0, np.int32),
-        "bias_values": np.zeros(0, np.float32),
-        "count_starts": zeros,
-        "count_ids": np.zeros(0, np.int32),
-        "counts": np.zeros(0, np.int32),
-        "mask_rows": np.full(n, -1, np.int32),
-        "masks": np.zeros((0, 1), np.uint32),
-    }
-    return StepBatch(**{**values, **fields})  # type: ignore[arg-type]
+from tests.engine.fakes import make_batch, mask_of
 
 
 def logits_of(*values: float) -> np.ndarray:
     return np.array([values], np.float32)
-
-
-def mask_of(vocab_size: int, allowed: set[int]) -> np.ndarray:
-    words = np.zeros((1, -(-vocab_size // 32)), np.uint32)
-    for token in allowed:
-        words[0, token // 32] |= np.uint32(1 << (token % 32))
-    return words
 
 
 def draw_by_definition(logits: list[float], temperature: float, top_p: float, u: float) -> int:
