@@ -1,0 +1,141 @@
+"""A request body: read within limits, then parsed as the JSON that RFC 8259 and I-JSON (RFC 7493) mean.
+
+Python's parser takes more than that (NaN, duplicate keys, any depth, lone surrogates) and recurses, so the
+text is measured first, in one pass without recursion, and the rest is refused while parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+
+from smelt.core.errors import InvalidRequestError, PayloadTooLargeError
+from smelt.server.errors import StatusError, timeout_error
+from smelt.server.settings import Settings
+
+MAX_DEPTH = 64
+MAX_BRACKETS = 400_000  # arrays and objects, each counted twice: 20 MB of "[]," would otherwise be 7 million objects
+MAX_NUMBER_LEN = 400  # the longest shortest-form double has 24 characters; int() is quadratic in its digits
+
+# Possessive quantifiers (*+): a 20 MB string is one match that keeps nothing to backtrack into.
+_LANDMARK = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|(?P<open>[\[{])|(?P<close>[\]}])|(?P<number>[0-9.eE+-]{401,})', re.S
+)
+
+
+class ClientDisconnectedError(Exception):
+    """Nobody is there to answer."""
+
+
+async def read_body(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The request's body; `take` is told of bytes before they are kept. Raises 408, 413 or 415 errors, or
+    ClientDisconnectedError."""
+    headers = request.headers
+    if headers.get("content-encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise StatusError(
+            415, "Compressed request bodies are not accepted: send no Content-Encoding.", code="unsupported_encoding"
+        )
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise StatusError(
+            415, "Send the request body as JSON, with Content-Type: application/json.", code="unsupported_media_type"
+        )
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:20]) > settings.max_body_bytes:
+        raise _too_large(settings)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _read(request, settings, take)
+    except TimeoutError:
+        raise timeout_error("Sending the request body", settings.body_timeout_s) from None
+
+
+def _too_large(settings: Settings) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"The request body is larger than {settings.max_body_bytes} bytes.", code="request_too_large"
+    )
+
+
+async def _read(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnectedError
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > settings.max_body_bytes:
+            raise _too_large(settings)
+        take(len(piece))
+        body += piece
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """`body` as a JSON object; InvalidRequestError says what is wrong with it."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"it is not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise _not_json("it starts with a byte order mark")
+    _measure(text)
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} at character {error.pos}") from None
+    if "\\u" in text:  # only an escape can bring in a lone surrogate
+        _refuse_lone_surrogates(value)
+    if not isinstance(value, dict):
+        raise _not_json("the outermost value must be an object")
+    return value
+
+
+def _not_json(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"We could not parse the JSON body of your request: {reason}.", code="invalid_json")
+
+
+def _measure(text: str) -> None:
+    depth = brackets = 0
+    for match in _LANDMARK.finditer(text):
+        kind = match.lastgroup
+        if kind is None:
+            continue
+        if kind == "number":
+            raise _not_json(f"a number has more than {MAX_NUMBER_LEN} characters")
+        depth += 1 if kind == "open" else -1
+        brackets += 1
+        if depth > MAX_DEPTH:
+            raise _not_json(f"it is nested deeper than {MAX_DEPTH} levels")
+        if brackets > MAX_BRACKETS:
+            raise _not_json(f"it has more than {MAX_BRACKETS // 2} arrays and objects")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise _not_json("an object has the same key twice")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise _not_json(f"{name} is not JSON")
+
+
+def _float(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise _not_json("a number is too large for a double")
+    return value
+
+
+def _refuse_lone_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _not_json("a string has half a surrogate pair") from None

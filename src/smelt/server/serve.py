@@ -1,0 +1,124 @@
+"""From settings to a running server: what `smelt serve` calls. Prints nothing; tells a callback."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import uvicorn
+
+from smelt.generate.llm import LLM
+from smelt.server.app import create_app
+from smelt.server.errors import StartError
+from smelt.server.protocol import connection_class
+from smelt.server.service import ServedModel
+from smelt.server.settings import Settings
+
+BACKLOG = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A server that answers. base_url is what a client is given; snippet three lines of Python that use it."""
+
+    base_url: str
+    model: ServedModel
+    names: tuple[str, ...]
+    needs_key: bool
+
+    @property
+    def snippet(self) -> str:
+        """A first call with the official client."""
+        key = "YOUR_KEY" if self.needs_key else "none"
+        return (
+            "from openai import OpenAI\n"
+            f'client = OpenAI(base_url="{self.base_url}", api_key="{key}")\n'
+            f'print(client.chat.completions.create(model="{self.names[-1]}", '
+            'messages=[{"role": "user", "content": "Hello!"}]).choices[0].message.content)'
+        )
+
+
+def run(settings: Settings, *, load: Callable[[Settings], LLM], on_ready: Callable[[Ready], None]) -> None:
+    """Bind, load, serve until SIGINT or SIGTERM. `on_ready` is called once, when requests are answered.
+
+    Raises StartError when the address cannot be bound and CheckpointError when the model cannot be loaded.
+    """
+    _configure_logging()
+    with contextlib.closing(bind(settings)) as listener, contextlib.closing(load(settings)) as llm:
+        port = listener.getsockname()[1]
+        bound = settings.model_copy(update={"port": port})
+        app = create_app(llm, bound)
+        names = app.state.service.names
+        ready = Ready(base_url=f"{bound.url}/v1", model=llm, names=names, needs_key=bool(settings.api_keys))
+        server = _Server(_uvicorn_config(app, bound), lambda: on_ready(ready))
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
+            server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening address. Raises StartError with what to do about it."""
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, settings.port))
+        listener.listen(BACKLOG)  # at once, so that a second server finds the port taken while this one loads
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {settings.host} port {settings.port} ({error.strerror or error}): "
+            "stop the program that uses it, or choose another with --port"
+        ) from None
+    return listener
+
+
+def _uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # FastAPI is an ASGI application; uvicorn spells the type its own way
+        http=connection_class(settings),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.shutdown_timeout_s,
+    )
+
+
+class _OneLine(logging.Formatter):
+    """Escapes line breaks and control characters, tracebacks included: one record, one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\n", " | ")
+        return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def _configure_logging() -> None:
+    """Requests at INFO, everything else from WARNING up, to standard error, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    for name in ("smelt", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.getLogger("smelt").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)

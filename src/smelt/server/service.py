@@ -1,0 +1,186 @@
+"""What the routes share: the model under its names, admission, and the way from a request to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, aclosing, contextmanager
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+
+from smelt.core.errors import NotFoundError, OverloadedError
+from smelt.core.sampler import ChatRequest
+from smelt.core.sampling import SamplingParams
+from smelt.generate.completion import PromptText
+from smelt.generate.events import AnswerEvent, AnswerUsage
+from smelt.generate.prepare import Prepared
+from smelt.server.body import parse_object, read_body
+from smelt.server.errors import shown, timeout_error
+from smelt.server.metrics import Metrics
+from smelt.server.record import Record, record_of
+from smelt.server.settings import ANY_MODEL, Settings
+from smelt.server.streaming import EventStream, while_connected
+
+T = TypeVar("T")
+Events = AsyncGenerator[AnswerEvent | PromptText, None]
+
+
+class ServedModel(Protocol):
+    """What the server needs of `generate.LLM`."""
+
+    @property
+    def name(self) -> str:
+        """Its id on the API."""
+        ...
+
+    @property
+    def created(self) -> int:
+        """Seconds since 1970."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """`system_fingerprint`."""
+        ...
+
+    def prepare(self, request: ChatRequest) -> Prepared:
+        """See `generate.LLM.prepare`."""
+        ...
+
+    def prepare_completion(self, prompt: str | list[int], params: SamplingParams, *, echo: bool = False) -> Prepared:
+        """See `generate.LLM.prepare_completion`."""
+        ...
+
+    def stream(self, prepared: Prepared, *, n: int = 1, tenant: str = "") -> Events:
+        """See `generate.LLM.stream`."""
+        ...
+
+    def stats(self) -> Mapping[str, float]:
+        """See `generate.LLM.stats`."""
+        ...
+
+
+class Service:
+    """One model, its settings and its counters; lives in `app.state.service`."""
+
+    def __init__(self, llm: ServedModel, settings: Settings) -> None:
+        self.llm = llm
+        self.settings = settings
+        self.metrics = Metrics(llm)
+        self.num_admitted = 0
+        self.num_buffered_bytes = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Model ids a caller may use, the model's own first ("*" not among them)."""
+        return tuple(dict.fromkeys((self.llm.name, *(a for a in self.settings.aliases if a != ANY_MODEL))))
+
+    def resolve(self, name: str) -> ServedModel:
+        """The model of this name. Raises NotFoundError."""
+        if name in self.names or ANY_MODEL in self.settings.aliases:
+            return self.llm
+        raise NotFoundError(
+            f"The model `{shown(name)}` does not exist or you do not have access to it.", code="model_not_found"
+        )
+
+    @contextmanager
+    def admission(self) -> Iterator[None]:
+        """Counts a request in, and out again on every way. Raises OverloadedError when the house is full."""
+        if self.num_admitted >= self.settings.max_requests:
+            raise OverloadedError(
+                f"The server is working on {self.num_admitted} requests, which is as many as it takes; try again later."
+            )
+        self.num_admitted += 1
+        self.metrics.admitted.set(self.num_admitted)
+        try:
+            yield
+        finally:
+            self.num_admitted -= 1
+            self.metrics.admitted.set(self.num_admitted)
+
+    @contextmanager
+    def buffer(self) -> Iterator[Callable[[int], None]]:
+        """Accounts for body bytes in memory; the function it gives adds some. Raises OverloadedError."""
+        taken = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal taken
+            if self.num_buffered_bytes + num_bytes > self.settings.max_buffered_bytes:
+                raise OverloadedError("The server is reading as many large requests as it takes; try again later.")
+            taken += num_bytes
+            self.num_buffered_bytes += num_bytes
+
+        try:
+            yield take
+        finally:
+            self.num_buffered_bytes -= taken
+
+
+def service_of(request: Request) -> Service:
+    """The application's service."""
+    service: Service = request.app.state.service
+    return service
+
+
+class Answering:
+    """One request on its way to an answer: admitted, under its deadline, watched for the client's departure.
+
+    Use as a context manager. `stream` hands the admission on to the response it makes.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.service = service_of(request)
+        self.record = record_of(request.scope)
+        self._stack = ExitStack()
+        self._deadline_s = asyncio.get_running_loop().time() + self.service.settings.request_timeout_s
+
+    def __enter__(self) -> Answering:
+        self._stack.enter_context(self.service.admission())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def read(self, prepare: Callable[[dict[str, Any]], T]) -> T:
+        """The body, parsed and prepared in a thread."""
+        with self.service.buffer() as take:
+            body = await read_body(self.request, self.service.settings, take)
+            self.record.body_hash = hashlib.sha256(body).hexdigest()[:16]
+            return await self.run(asyncio.to_thread(lambda: prepare(parse_object(body))))
+
+    async def run(self, work: Awaitable[T]) -> T:
+        """`work`, unless the client leaves or the deadline passes first."""
+        try:
+            async with asyncio.timeout_at(self._deadline_s):
+                return await while_connected(self.request.receive, work)
+        except TimeoutError:
+            raise timeout_error("The request", self.service.settings.request_timeout_s) from None
+
+    async def stream(self, events: Events, chunks: Callable[[Events], AsyncGenerator[bytes, None]]) -> EventStream:
+        """The events as a response. Waits for the first one: until then a failure still has a status of its own."""
+        first = await self.run(anext(events))
+        rest = self._stack.pop_all()
+        return EventStream(
+            chunks(_resumed(first, events)), self.service.settings, deadline_s=self._deadline_s, on_end=rest.close
+        )
+
+
+async def metered(events: Events, record: Record) -> Events:
+    """The same events; the record learns of the first one and of the usage."""
+    async with aclosing(events):
+        async for part in events:
+            if record.first_event_s is None:
+                record.first_event_s = record.elapsed_s
+            if isinstance(part, AnswerUsage):
+                record.usage = part.usage
+            yield part
+
+
+async def _resumed(first: T, rest: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async with aclosing(rest):
+        yield first
+        async for item in rest:
+            yield item
