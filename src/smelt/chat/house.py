@@ -35,6 +35,7 @@ class HouseRenderer:
     """The house format over a tokenizer that has its control tokens."""
 
     name = "house"
+    markers = ("<|bos|>", "<|end|>", "<|user|>", "<|assistant|>", "<|call|>", "<|args|>")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises UnsupportedError when the tokenizer lacks a house control token."""
