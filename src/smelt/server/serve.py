@@ -7,15 +7,18 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from smelt.generate.llm import LLM
 from smelt.server.app import create_app
 from smelt.server.errors import StartError
 from smelt.server.protocol import connection_class
 from smelt.server.service import ServedModel
 from smelt.server.settings import Settings
+
+if TYPE_CHECKING:
+    from smelt.generate.llm import LLM
 
 BACKLOG = 512
 
@@ -41,7 +44,19 @@ class Ready:
         )
 
 
-def run(settings: Settings, *, load: Callable[[Settings], LLM], on_ready: Callable[[Ready], None]) -> None:
+def load_model(settings: Settings) -> LLM:
+    """The model the settings name. Raises CheckpointError. Fetches it first where it is a Hugging Face id."""
+    from smelt.checkpoint import resolve_model
+    from smelt.generate.llm import LLM
+    from smelt.generate.options import LLMOptions
+
+    options = LLMOptions(weights=settings.weights, threads=settings.threads or None)
+    return LLM.load(resolve_model(settings.model), options=options)
+
+
+def run(
+    settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable[[Settings], LLM] = load_model
+) -> None:
     """Bind, load, serve until SIGINT or SIGTERM. `on_ready` is called once, when requests are answered.
 
     Raises StartError when the address cannot be bound and CheckpointError when the model cannot be loaded.
