@@ -1,0 +1,56 @@
+"""`smelt serve`: settings in, a running server out, and a first page for the person who started it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from smelt.core.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from smelt.server.serve import Ready
+
+
+def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[str]) -> None:
+    """Serve until interrupted. `chosen` are Settings fields given on the command line; the rest is SMELT_*."""
+    from pydantic import ValidationError
+
+    from smelt.server.serve import run
+    from smelt.server.settings import Settings
+
+    start = time.perf_counter()
+    try:
+        settings = Settings(**chosen, **({"api_keys": api_keys} if api_keys else {}))
+        if aliases:
+            settings = Settings(**{**settings.model_dump(), "aliases": (*settings.aliases, *aliases)})
+    except ValidationError as error:
+        raise InvalidRequestError("; ".join(_plain(entry["msg"]) for entry in error.errors())) from None
+
+    def show(ready: Ready) -> None:
+        print(first_page(ready, threads=settings.threads, seconds=time.perf_counter() - start), flush=True)
+
+    run(settings, on_ready=show)
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
+    """What was chosen and why, how to call it, what to try next."""
+    from smelt import native
+
+    llm, machine = ready.model, native.machine_report()
+    num_threads = threads or machine.threads
+    why = "as told" if threads else machine.why
+    limits = f"context {llm.context_len} tokens, longest answer {llm.max_output_len}"
+    lines = [
+        f"smelt serves {llm.name} at {ready.base_url} (ready in {seconds:.1f} s)",
+        f"  model    {limits}; answers to {', '.join(ready.names)}",
+        f"  machine  {machine.isa}, {num_threads} threads: {why}",
+        "",
+        *("  " + line for line in ready.snippet.splitlines()),
+        "",
+        "  next: python examples/tools.py   smelt chat --url " + ready.base_url + "   Ctrl-C stops",
+    ]
+    return "\n".join(lines)
