@@ -1,1 +1,1 @@
-"""Training data: sources, generators of tasks, mixing and packing."""
+"""What models learn from: sources, generators of synthetic tasks with graders' references, batches in a fixed order."""

@@ -1,0 +1,1 @@
+"""Generators of synthetic tasks: each makes conversations whose last turn is the one right answer."""
