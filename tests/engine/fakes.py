@@ -64,8 +64,9 @@ def mask_of(vocab_size: int, allowed: set[int]) -> np.ndarray:
 
 
 def request(prompt: Sequence[int], *, id: str = "r", **fields: Any) -> EngineRequest:
-    """A greedy request for four tokens; names of SamplingParams and of EngineRequest both work."""
-    params = {name: fields.pop(name) for name in SamplingParams.__dataclass_fields__ if name in fields}
+    """A greedy request for four tokens; names of SamplingParams and of EngineRequest both work (seed: the latter)."""
+    names = SamplingParams.__dataclass_fields__.keys() - {"seed"}
+    params = {name: fields.pop(name) for name in names if name in fields}
     values: dict[str, Any] = {"privileges": bytes(len(prompt)), "seed": 0, "max_new_tokens": 4, **fields}
     return EngineRequest(id=id, prompt_ids=prompt, params=SamplingParams(**{"temperature": 0.0, **params}), **values)
 

@@ -151,7 +151,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 TestRandomRequests = EngineMachine.TestCase
-TestRandomRequests.settings = settings(max_examples=600, stateful_step_count=25, **_COMMON)
+TestRandomRequests.settings = settings(max_examples=400, stateful_step_count=25, **_COMMON)
 
 
 class _Long(EngineMachine):
