@@ -55,8 +55,8 @@ def constrain(request: ChatRequest, compiler: GrammarCompiler, syntax: CallSynta
     """The constraint of an answer to `request`. Raises InvalidRequestError where a schema cannot be honoured.
 
     required: calls from the first token; a named tool: exactly one call. auto: text, or JSON under the response
-    format, or calls. Call arguments follow the tool's schema from the first token of a call. A tool that is not strict may lose
-    the keywords llguidance does not know; a response format and a strict tool never do.
+    format, or calls. Call arguments follow the tool's schema from the first token of a call. A tool that is not
+    strict may lose the keywords llguidance does not know; a response format and a strict tool never do.
     """
     tools = offered_tools(request)
     if not tools:

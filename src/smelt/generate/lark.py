@@ -7,6 +7,7 @@ JSON is written compactly (no whitespace between tokens): shorter answers, and n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ def calls_grammar(
     calls: each function with its arguments rule (`json_rule`). otherwise: None where a call must come, "text" for
     free text that calls may follow, or a `json_rule` for an answer that is either calls or JSON.
     """
-    call = _sequence(syntax.begin) + ["("] + _join(calls, syntax) + [")"] + _sequence(syntax.end)
+    begin = syntax.begin if otherwise in (None, "text") else _json_pieces(syntax.begin)
+    call = _sequence(begin) + ["("] + _join(calls, syntax) + [")"] + _sequence(syntax.end)
     again = _sequence(syntax.between) + ["call"]
     lines = [f"call: {' '.join(call)}", "TEXT: /(.|\\n)*/"]
     lines += [f"args_{i}: {rule}" for i, (_, rule) in enumerate(calls)]
@@ -77,6 +79,18 @@ def _triggered(
         f"head[lazy]: TEXT {json.dumps(first)}",
         f"start: TEXT | head {' '.join(rest)} {more}",
     ]
+
+
+def _json_pieces(parts: tuple[str | Control, ...]) -> tuple[str | Control, ...]:
+    """The syntax with its literals cut where JSON's own lexemes end.
+
+    Lexemes are matched greedily: a call that begins with `{"name": "` as one would shut out the JSON answer that
+    begins with `{` just as well.
+    """
+    pieces: list[str | Control] = []
+    for part in parts:
+        pieces += [part] if isinstance(part, Control) else re.findall(r'"\w*"|[{}\[\]:,]|[^{}\[\]:,"]+|"', part)
+    return tuple(pieces)
 
 
 def _join(calls: Sequence[tuple[CallRule, str]], syntax: CallSyntax) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smelt.chat import Renderer, renderer_for
-from smelt.core.errors import InvalidRequestError
+from smelt.core.errors import InvalidRequestError, UnsupportedError
 from smelt.core.messages import Privilege
 from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import SamplingParams
@@ -98,7 +98,7 @@ class LLM:
         folder = Path(folder)
         checkpoint = open_checkpoint(folder)
         tokenizer = Tokenizer.load(folder)
-        renderer = renderer_for(tokenizer)
+        renderer = _renderer(tokenizer, folder)
         limits = window(checkpoint.config, options)
         runner = NativeRunner(
             checkpoint.config,
@@ -251,3 +251,16 @@ class LLM:
                 param="model",
             )
         return self.renderer
+
+
+def _renderer(tokenizer: Tokenizer, folder: Path) -> Renderer | None:
+    """The folder's chat format; None for a base model, which has no chat template at all.
+
+    Raises UnsupportedError for a folder with a template of a format smelt does not know.
+    """
+    try:
+        return renderer_for(tokenizer)
+    except UnsupportedError:
+        if tokenizer.config.get("chat_template") or (folder / "chat_template.jinja").exists():
+            raise
+        return None

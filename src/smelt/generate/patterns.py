@@ -39,7 +39,8 @@ def pattern_problem(pattern: Any) -> str | None:
             if depth < 0:
                 return "'pattern' closes a group that was never opened."
             inner = groups.pop()
-            groups[-1].atom(is_repetition=inner.num_atoms == 1 and inner.last_repeats and not inner.alternation)
+            repeats = inner.last_repeats or inner.last_is_repetition
+            groups[-1].atom(is_repetition=inner.num_atoms == 1 and repeats and not inner.alternation)
         elif kind == "repeat":
             if groups[-1].last_is_repetition:
                 return "'pattern' repeats a repetition, like (a+)+; write it once."

@@ -28,6 +28,8 @@ def check_strict(schema: Mapping[str, Any], subject: Subject) -> None:
         raise subject.refuse(f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{found}\"'.")
     num_enum = name_chars = 0
     for node, context in subschemas(schema):
+        if isinstance(node, bool) and context[-1] == "additionalProperties":
+            continue  # judged with its object
         if not isinstance(node, Mapping):
             raise subject.refuse("a boolean is not permitted as a schema.", context)
         _check_keywords(node, context, subject)
