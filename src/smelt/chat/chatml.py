@@ -91,7 +91,7 @@ class ChatMLRenderer:
                 append(prompt, self._result(message.text, first=first, last=last), Privilege.TOOL)
             else:
                 role = "user" if message.role == "user" else "system"
-                turn = [self._start, f"{role}\n", message.text, self._end, "\n"]
+                turn: list[Piece] = [self._start, f"{role}\n", message.text, self._end, "\n"]
                 append(prompt, turn, PRIVILEGES[message.role])
         if open_turn:
             append(prompt, [self._start, "assistant\n", *self._no_thoughts], Privilege.ASSISTANT)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from smelt.chat.builder import PromptBuilder
-from smelt.chat.call_scanner import TextReplyReader
+from smelt.chat.call_scanner import Symbol, TextReplyReader
 from smelt.chat.checks import PRIVILEGES, check_message
 from smelt.chat.renderer import CallSyntax, Rendered, ReplyReader
 from smelt.chat.turns import (
@@ -116,7 +116,7 @@ class Llama3Renderer:
         """Inverse of `render` for what the format keeps (see chat/turns.py)."""
         found: list[Message] = []
         numbers = CallNumbers()
-        separator = [self._header_end.id, "\n", "\n"]
+        separator: list[Symbol] = [self._header_end.id, "\n", "\n"]
         turns = split_turns(self._tokenizer, ids, self._start.id, self._end.id)
         for role, content in named_turns(turns, separator=separator, open_role="assistant"):
             if role == "assistant":

@@ -20,7 +20,8 @@ def control_spellings(spec: Mapping[str, Any]) -> dict[str, int]:
     """Control tokens of a parsed tokenizer.json: every special added token and every known marker."""
     found: dict[str, int] = {}
     for token in spec.get("added_tokens") or []:
-        if not isinstance(token, Mapping) or not isinstance(token.get("content"), str) or type(token["id"]) is not int:
+        named = isinstance(token, Mapping) and isinstance(token.get("content"), str)
+        if not named or type(token.get("id")) is not int:
             raise CheckpointError("tokenizer.json: an added token must have a content and an id")
         if token.get("special") or token["content"] in MARKERS:
             found[token["content"]] = token["id"]
