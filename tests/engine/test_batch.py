@@ -104,3 +104,14 @@ def test_the_arrays_of_a_mixed_step():
     for s, sequence in enumerate((decoding, scoring)):
         assert batch.block_tables[s, : len(sequence.blocks)].tolist() == sequence.blocks
         assert (batch.block_tables[s, len(sequence.blocks) :] == -1).all()
+
+
+def test_a_sequence_that_comes_back_with_as_many_other_blocks_gets_its_new_table():
+    """A preempted sequence is recognised by its list of blocks, not by how many it has."""
+    sequence = EngineSequence(request([1, 2, 3, 4]))
+    builder = BatchBuilder(vocab_size=VOCAB, max_running=1)
+    sequence.blocks = [5, 6]
+    assert builder.build([Chunk.of(sequence, 4)]).block_tables[0, :2].tolist() == [5, 6]
+    sequence.forget_computed()
+    sequence.blocks = [2, 0]
+    assert builder.build([Chunk.of(sequence, 4)]).block_tables[0, :2].tolist() == [2, 0]

@@ -134,6 +134,27 @@ def test_a_scored_prompt_joins_its_chunks_without_a_seam(prompt_len, budget):
     assert_expected(answers, one)
 
 
+def test_a_prompt_preempted_while_scored_reports_each_token_once():
+    """8 of 13 tokens scored two by two, then preempted, then computed again three by three: rows overlap askew."""
+    engine = make(num_blocks=11, block_size=2, max_running=2, max_batch_tokens=3)
+    old = request([1, 2, 3, 4], id="old", max_new_tokens=7)
+    scored = request([5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 5, 6, 7], id="new", score_prompt=True, top_logprobs=1)
+    answers: dict[str, Answer] = {}
+    engine.add(old)
+    for _ in range(2):
+        collect(engine.step(), answers)
+    engine.add(scored)
+    for _ in range(4):
+        collect(engine.step(), answers)
+    sequence = engine._sequences["new"]
+    assert (sequence.num_computed, len(sequence.prompt_logprobs or ())) == (8, 9)
+    collect(engine.step(), answers)
+    assert engine.stats().num_preemptions == 1
+    while engine.has_work:
+        collect(engine.step(), answers)
+    assert_expected(answers, old, scored)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 4])
 def test_abort_at_any_state_frees_at_once_and_ends_once(steps):
     engine = make(max_running=1, max_batch_tokens=4)
