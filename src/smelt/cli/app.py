@@ -67,10 +67,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer one prompt and print what it took."""
-    from smelt.cli.run import run_command
+    from smelt.cli.run import RunOptions, run_command
 
-    options = {"system": system, "schema": schema, "max_tokens": max_tokens, "temperature": temperature}
-    run_command(prompt, model=model, url=url, as_json=as_json, **options)
+    options = RunOptions(system=system, schema=schema, max_tokens=max_tokens, temperature=temperature)
+    run_command(prompt, options, model=model, url=url, as_json=as_json)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,26 @@ from smelt.core.sampling import FinishReason, SamplingParams, Usage
 from smelt.generate.events import AnswerEnd, AnswerText, AnswerUsage
 
 
-def run_command(
-    prompt: str,
-    *,
-    model: str,
-    url: str,
-    system: str,
-    schema: Path | None,
-    max_tokens: int,
-    temperature: float,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How to answer. schema: a JSON Schema file the answer must be valid under. max_tokens 0: the model's own limit."""
+
+    system: str = ""
+    schema: Path | None = None
+    max_tokens: int = 0
+    temperature: float = 0.0
+
+
+def run_command(prompt: str, options: RunOptions, *, model: str, url: str, as_json: bool) -> None:
     """Print the answer as it comes, then tokens and seconds on standard error; or one JSON object."""
     from smelt.cli.source import open_source
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    messages = (Message.of("system", system),) if system else ()
+    messages = (Message.of("system", options.system),) if options.system else ()
     request = ChatRequest(
         messages=(*messages, Message.of("user", text)),
-        response_format=_response_format(schema),
-        params=SamplingParams(temperature=temperature, max_tokens=max_tokens or None),
+        response_format=_response_format(options.schema),
+        params=SamplingParams(temperature=options.temperature, max_tokens=options.max_tokens or None),
     )
     start = time.perf_counter()
     answer, reason, usage = "", FinishReason.STOP, Usage(0, 0)

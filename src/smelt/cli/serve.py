@@ -20,7 +20,9 @@ def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[
 
     start = time.perf_counter()
     try:
-        settings = Settings(**chosen, **({"api_keys": api_keys} if api_keys else {}))
+        if api_keys:
+            chosen = {**chosen, "api_keys": tuple(api_keys)}
+        settings = Settings(**chosen)
         if aliases:
             settings = Settings(**{**settings.model_dump(), "aliases": (*settings.aliases, *aliases)})
     except ValidationError as error:

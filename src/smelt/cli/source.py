@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from smelt.core.errors import EngineError, InvalidRequestError
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import FinishReason, Usage
+from smelt.generate.completion import PromptText
 from smelt.generate.events import AnswerEnd, AnswerEvent, AnswerText, AnswerUsage
 
 if TYPE_CHECKING:
     from smelt.generate.llm import LLM
 
 URL_TIMEOUT_S = 600.0
+Event = AnswerEvent | PromptText
 
 
 class Source(Protocol):
@@ -45,13 +47,17 @@ class LocalSource:
     def stream(self, request: ChatRequest) -> Iterator[AnswerEvent]:
         """Events as the engine makes them; leaving the iterator aborts the answer."""
         events = self._llm.stream(self._llm.prepare(request))
+
+        async def next_event() -> Event | None:
+            return await anext(events, None)
+
         with asyncio.Runner() as runner:
             try:
-                while (event := runner.run(anext(events, None))) is not None:  # type: ignore[arg-type]
-                    if not hasattr(event, "prompt"):
-                        yield event  # type: ignore[misc]
+                while (event := runner.run(next_event())) is not None:
+                    if not isinstance(event, PromptText):
+                        yield event
             finally:
-                runner.run(events.aclose())  # type: ignore[attr-defined]
+                runner.run(events.aclose())
 
 
 class UrlSource:

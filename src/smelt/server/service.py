@@ -45,6 +45,16 @@ class ServedModel(Protocol):
         """`system_fingerprint`."""
         ...
 
+    @property
+    def context_len(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    @property
+    def max_output_len(self) -> int:
+        """Most tokens of an answer."""
+        ...
+
     def prepare(self, request: ChatRequest) -> Prepared:
         """See `generate.LLM.prepare`."""
         ...
