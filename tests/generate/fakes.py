@@ -83,11 +83,11 @@ def scripted_logits(tokenizer: Tokenizer, reply: Sequence[int]) -> Logits:
     return logits
 
 
-def make_llm(logits: Logits | None = None, *, num_blocks: int = 128, **options: Any) -> LLM:
+def make_llm(logits: Logits | None = None, *, num_blocks: int = 128, model_context_len: int = 1024, **options: Any) -> LLM:
     """An LLM in the house format over a HistoryRunner."""
     _, ids = tiny_tokenizer_files()
     tokenizer = tiny_tokenizer()
-    config = tiny_config("gemma3_text", **{"context_len": 1024, **ids})
+    config = tiny_config("gemma3_text", **{"context_len": model_context_len, **ids})
     runner = HistoryRunner(config.vocab_size, logits or random_logits(config.vocab_size), num_blocks=num_blocks)
     return LLM(
         config=config,
