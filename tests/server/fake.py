@@ -69,6 +69,6 @@ class FakeLLM:
     def stats(self) -> Mapping[str, float]:
         keys = (
             "num_running num_waiting num_blocks num_blocks_used cached_tokens prompt_tokens generated_tokens "
-            "num_preemptions num_steps num_failed_steps"
+            "num_preemptions num_steps num_failed_steps num_cached_grammars"
         )
         return dict.fromkeys(keys.split(), 4.0) | {"num_blocks": 16.0, "prompt_tokens": 8.0}

@@ -23,6 +23,8 @@ MAX_DEPTH = 64
 MAX_BRACKETS = 400_000  # arrays and objects, each counted twice: 20 MB of "[]," would otherwise be 7 million objects
 MAX_NUMBER_LEN = 400  # the longest shortest-form double has 24 characters; int() is quadratic in its digits
 
+LINGER_BYTES = 128 * 2**20  # of a body that is too large, read and dropped
+
 # Possessive quantifiers (*+): a 20 MB string is one match that keeps nothing to backtrack into.
 _LANDMARK = re.compile(
     r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|(?P<open>[\[{])|(?P<close>[\]}])|(?P<number>[0-9.eE+-]{401,})', re.S
@@ -46,8 +48,8 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
             415, "Send the request body as JSON, with Content-Type: application/json.", code="unsupported_media_type"
         )
     length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length[:20]) > settings.max_body_bytes:
-        raise _too_large(settings)
+    if (not length.isdecimal() or int(length[:20]) > settings.max_body_bytes) and "expect" in headers:
+        raise _too_large(settings)  # it waits for leave to send, and gets none
     try:
         async with asyncio.timeout(settings.body_timeout_s):
             return await _read(request, settings, take)
@@ -62,18 +64,25 @@ def _too_large(settings: Settings) -> PayloadTooLargeError:
 
 
 async def _read(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
-    body = bytearray()
+    """The whole body. One that is too large is read on for a while and dropped: a client that is cut off in the
+    middle of sending sees a broken connection and never the answer."""
+    body, num_bytes = bytearray(), 0
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError
         piece = message.get("body", b"")
-        if len(body) + len(piece) > settings.max_body_bytes:
-            raise _too_large(settings)
-        take(len(piece))
-        body += piece
-        if not message.get("more_body", False):
-            return bytes(body)
+        num_bytes += len(piece)
+        if num_bytes <= settings.max_body_bytes:
+            take(len(piece))
+            body += piece
+        else:
+            body.clear()
+        if not message.get("more_body", False) or num_bytes > settings.max_body_bytes + LINGER_BYTES:
+            break
+    if num_bytes > settings.max_body_bytes:
+        raise _too_large(settings)
+    return bytes(body)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _GAUGES = (
     ("smelt_requests_running", "vllm:num_requests_running", "num_running", "Answers being computed"),
     ("smelt_requests_waiting", "vllm:num_requests_waiting", "num_waiting", "Answers waiting for room"),
+    ("smelt_cached_grammars", None, "num_cached_grammars", "Compiled grammars kept"),
 )
 _COUNTERS = (
     ("smelt_prefix_cache_hits", "vllm:gpu_prefix_cache_hits", "cached_tokens", "Prompt tokens found in the cache"),
@@ -50,7 +51,7 @@ class EngineCollector(Collector):
         used = stats["num_blocks_used"] / max(stats["num_blocks"], 1)
         hit_rate = stats["cached_tokens"] / max(stats["prompt_tokens"], 1)
         for ours, theirs, key, text in _GAUGES:
-            yield from _gauge((ours, theirs), stats[key], text)
+            yield from _gauge((ours, theirs) if theirs else (ours,), stats[key], text)
         yield from _gauge(("smelt_kv_cache_usage", "vllm:gpu_cache_usage_perc"), used, "Share of blocks in use, 0 to 1")
         yield from _gauge(("vllm:gpu_prefix_cache_hit_rate",), hit_rate, "Share of prompt tokens found in the cache")
         for ours, also, key, text in _COUNTERS:

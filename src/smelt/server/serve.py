@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import socket
 from collections.abc import Callable
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from smelt.generate.llm import LLM
 
 BACKLOG = 512
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +57,13 @@ def load_model(settings: Settings) -> LLM:
     return LLM.load(resolve_model(settings.model), options=options)
 
 
-def run(
-    settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable[[Settings], LLM] = load_model
-) -> None:
+def run(settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable[[Settings], LLM] = load_model) -> None:
     """Bind, load, serve until SIGINT or SIGTERM. `on_ready` is called once, when requests are answered.
 
     Raises StartError when the address cannot be bound and CheckpointError when the model cannot be loaded.
     """
     _configure_logging()
+    _return_large_blocks()
     with contextlib.closing(bind(settings)) as listener, contextlib.closing(load(settings)) as llm:
         port = listener.getsockname()[1]
         bound = settings.model_copy(update={"port": port})
@@ -117,6 +119,17 @@ def _uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_timeout_s,
     )
+
+
+def _return_large_blocks() -> None:
+    """Have glibc give large blocks back to the system when they are freed.
+
+    Its limit for doing so grows with each large block freed (up to 32 MB), after which the copies of one 20 MB
+    body, 86 MB by measurement, stay with the process for good. Setting the limit also fixes it. No other C
+    library needs this.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 class _OneLine(logging.Formatter):
