@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +58,7 @@ class ConfigReader:
         value = self.take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, value, "a number")
-        if not math.isfinite(value) or value <= above:
+        if not above < value <= sys.float_info.max:  # a comparison, as a vast integer has no float
             raise self.wrong(key, value, f"a finite number above {above:g}")
         return float(value)
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from smelt.checkpoint.config_reader import ConfigReader
 from smelt.checkpoint.hf_keys import HARMLESS, REASONS
-from smelt.checkpoint.hf_rope import read_gemma_ropes, read_ropes, write_ropes
+from smelt.checkpoint.hf_rope import check_ropes, read_gemma_ropes, read_ropes, write_ropes
 from smelt.core.decoder import DecoderConfig, Family, LayerConfig
 from smelt.core.errors import CheckpointError, UnsupportedError
 
@@ -75,6 +75,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     )
     reader.harmless(HARMLESS)
     reader.finish(REASONS)
+    check_ropes(decoder)
     return decoder
 
 

@@ -7,11 +7,13 @@ where it can say everything, because every reader knows it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 from smelt.checkpoint.config_reader import ConfigReader
-from smelt.core.decoder import RopeConfig
+from smelt.core.decoder import DecoderConfig, RopeConfig
+from smelt.core.errors import CheckpointError
 
 KINDS = get_args(get_type_hints(RopeConfig)["scaling"])
 _REASONS = {
@@ -83,6 +85,17 @@ def read_gemma_ropes(config: ConfigReader, context_len: int) -> tuple[RopeConfig
             base = default
         ropes.append(read_rope(values, base=base, context_len=context_len, where=f"rope_parameters.{kind}"))
     return ropes[0], ropes[1]
+
+
+def check_ropes(config: DecoderConfig) -> None:
+    """Raise CheckpointError where the numbers, each in range, give frequencies that are not."""
+    for rope in config.ropes:
+        try:
+            usable = all(map(math.isfinite, [*rope.inv_freq(config.head_dim), rope.cos_sin_factor()]))
+        except (ValueError, OverflowError, ZeroDivisionError):
+            usable = False
+        if not usable:
+            raise CheckpointError(f"config.json: these rotary parameters give no finite frequencies: {rope}")
 
 
 def _one_section(config: ConfigReader) -> dict[str, Any]:
