@@ -101,7 +101,7 @@ def _map(path: Path) -> tuple[NDArray[np.uint8], int]:
         file_len = path.stat().st_size
         if file_len < 10:
             raise CheckpointError(f"{path.name}: {file_len} bytes, too short for a safetensors file")
-        data = np.memmap(path, dtype=np.uint8, mode="r")
+        data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
     except OSError as error:
         raise CheckpointError(f"{path.name}: cannot be read: {error.strerror}") from None
     if data[:20].tobytes() == b"version https://git-":
