@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smelt.core.step import StepBatch
-from smelt.engine.batch import BatchBuilder, has_mask
+from smelt.engine.batch import BatchBuilder, has_mask, is_sampled, is_scored
 from smelt.engine.blocks import BlockPool
 from smelt.engine.scheduler import Chunk, Scheduler
 from smelt.engine.sequence import EngineSequence
@@ -40,7 +40,8 @@ def assert_equal(found: StepBatch, expected: StepBatch) -> None:
 @given(st.data())
 def test_a_used_builder_equals_a_fresh_one(data):
     """Arrivals, ends, preemptions, forced tokens, masks, penalties, scores: every array, at every step."""
-    scheduler = Scheduler(BlockPool(12), block_size=2, max_batch_tokens=MAX_RUNNING + 6, max_running=MAX_RUNNING)
+    budget = MAX_RUNNING + data.draw(st.sampled_from([0, 2, 6]))
+    scheduler = Scheduler(BlockPool(12), block_size=2, max_batch_tokens=budget, max_running=MAX_RUNNING)
     used = BatchBuilder(vocab_size=VOCAB, max_running=MAX_RUNNING)
     for _ in range(data.draw(st.integers(1, 15))):
         if len(scheduler.waiting) < 3 and data.draw(st.booleans()):
@@ -60,7 +61,10 @@ def test_a_used_builder_equals_a_fresh_one(data):
         chunks = scheduler.schedule()
         if not chunks:
             continue
-        assert_equal(build(used, chunks), build(BatchBuilder(vocab_size=VOCAB, max_running=MAX_RUNNING), chunks))
+        batch = build(used, chunks)
+        assert_equal(batch, build(BatchBuilder(vocab_size=VOCAB, max_running=MAX_RUNNING), chunks))
+        assert batch.sample.tolist() == [is_sampled(chunk) for chunk in chunks]
+        assert batch.score.tolist() == [is_scored(chunk) for chunk in chunks]
         for chunk in chunks:
             sequence = chunk.sequence
             scheduler.computed(chunk)

@@ -13,7 +13,7 @@ from smelt.core.sampling import FinishReason
 from smelt.core.step import StepBatch, StepResult
 from smelt.engine.engine import Engine
 from smelt.engine.loop import EngineLoop
-from smelt.engine.requests import Ended, EngineEvent, EngineRequest, TokenDrawn
+from smelt.engine.requests import Ended, EngineEvent, EngineRequest, PromptScored
 from tests.engine.fakes import Answer, FakeRunner, expected_answer, request
 
 SECONDS = 30.0  # only a hang takes this long
@@ -131,12 +131,13 @@ def test_a_callback_that_raises_ends_its_own_request(loop, runner):
             ended.set()
         raise RuntimeError("the client is gone")
 
-    loop.submit(request([1], id="bad", max_new_tokens=50), raises)
+    # Its first step brings two events, the prompt's report and a token; the second must not be heard.
+    loop.submit(request([1], id="bad", max_new_tokens=50, score_prompt=True), raises)
     good_request = request([2], id="good", max_new_tokens=20)
     good = submit(loop, good_request)
     runner.gate.set()
     assert ended.wait(SECONDS) and good.done.wait(SECONDS)
-    assert [type(event) for event in heard] == [TokenDrawn, Ended]
+    assert [type(event) for event in heard] == [PromptScored, Ended]
     assert isinstance(heard[-1], Ended) and heard[-1].reason is FinishReason.ABORT
     assert good.answer.same_as(expected_answer(good_request))
 

@@ -126,9 +126,9 @@ def test_admission_waits_for_room_for_the_whole_prompt_and_in_order():
 def test_admission_leaves_a_block_for_each_running_sequence():
     """Without headroom a preempted sequence would be admitted and preempted again with every block of growth."""
     scheduler = make(num_blocks=5, block_size=2)
-    add(scheduler, 4)
+    add(scheduler, 3)
     step(scheduler)  # holds 2 blocks and soon a third
-    add(scheduler, 6)
+    add(scheduler, 6)  # needs the 3 that are left now
     step(scheduler)
     assert len(scheduler.running) == 1
     for _ in range(4):
