@@ -1,1 +1,6 @@
 """The C++ core and its typed Python face: one step of a whole model over a flat batch, on a CPU."""
+
+from smelt.native.machine import MachineReport, machine_report, read_bandwidth
+from smelt.native.runner import NativeRunner
+
+__all__ = ["MachineReport", "NativeRunner", "machine_report", "read_bandwidth"]

@@ -1,0 +1,36 @@
+#include "buffer.h"
+
+#include <sys/mman.h>
+
+#include <new>
+
+namespace smelt {
+
+namespace {
+constexpr size_t kHugePage = size_t(2) << 20;
+}
+
+Buffer::Buffer(size_t num_bytes, bool huge_pages) : size_(num_bytes) {
+  if (num_bytes == 0) return;
+  void* data = mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) {
+    size_ = 0;
+    throw std::bad_alloc();
+  }
+  data_ = data;
+#ifdef MADV_HUGEPAGE
+  madvise(data_, size_, huge_pages && size_ >= kHugePage ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+  (void)huge_pages;
+#endif
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+void Buffer::reserve(size_t num_bytes) {
+  if (num_bytes > size_) *this = Buffer(num_bytes + num_bytes / 4);
+}
+
+}  // namespace smelt

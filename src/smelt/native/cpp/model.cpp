@@ -1,0 +1,135 @@
+#include "model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace smelt {
+
+namespace {
+
+// Where row i of gate (up: one stripe later) stands in the fused matrix.
+int striped(int row, bool up) { return row / kStripe * 2 * kStripe + row % kStripe + (up ? kStripe : 0); }
+
+struct Place {
+  Linear* linear;
+  int rows, cols, first;
+  bool is_striped, up;
+  int row(int i) const { return is_striped ? striped(i, up) : first + i; }
+};
+
+}  // namespace
+
+Cache::Cache(const Shape& shape, int num_layers, int num_blocks, int block_size)
+    : num_blocks_(num_blocks),
+      block_size_(block_size),
+      head_dim_(shape.head_dim),
+      padded_(round_up(shape.head_dim, kLanes)),
+      num_kv_heads_(shape.num_kv_heads),
+      head_stride_(size_t(block_size) * size_t(shape.head_dim + round_up(shape.head_dim, kLanes))),
+      memory_(size_t(num_layers) * size_t(num_blocks) * size_t(shape.num_kv_heads) * head_stride_ * sizeof(float)) {}
+
+void Cache::put(float* block, int row, const float* key, const float* value) const {
+  float* values = block + size_t(head_dim_) * size_t(block_size_) + size_t(row) * size_t(padded_);
+  for (int d = 0; d < head_dim_; ++d) block[size_t(d) * size_t(block_size_) + size_t(row)] = key[d];
+  for (int d = 0; d < head_dim_; ++d) values[d] = value[d];
+}
+
+Model::Model(const Shape& shape, std::vector<Layer> layers, std::vector<Rope> ropes, bool quantized, const Kernels& kernels)
+    : shape_(shape), layers_(std::move(layers)), ropes_(std::move(ropes)), quantized_(quantized), kernels_(kernels) {
+  const int hidden = shape.hidden_size, inner = round_up(shape.intermediate_size, kStripe);
+  for (Layer& layer : layers_) {
+    layer.qkv = Linear(shape.q_size() + 2 * shape.kv_size(), hidden, quantized);
+    layer.o = Linear(hidden, shape.q_size(), quantized);
+    layer.gate_up = Linear(2 * inner, hidden, quantized);
+    layer.down = Linear(hidden, shape.intermediate_size, quantized);
+  }
+  embedding_ = Linear(shape.vocab_size, hidden, quantized);
+  if (!shape.tie_embeddings) head_ = Linear(shape.vocab_size, hidden, quantized);
+}
+
+static Place find_place(const Shape& shape, Layer* layer, Linear& embedding, Linear& head, const std::string& slot) {
+  const int hidden = shape.hidden_size, inner = shape.intermediate_size, q = shape.q_size(), kv = shape.kv_size();
+  if (layer == nullptr) {
+    if (slot == "embedding") return {&embedding, shape.vocab_size, hidden, 0, false, false};
+    if (slot == "head" && !shape.tie_embeddings) return {&head, shape.vocab_size, hidden, 0, false, false};
+  } else {
+    if (slot == "q") return {&layer->qkv, q, hidden, 0, false, false};
+    if (slot == "k") return {&layer->qkv, kv, hidden, q, false, false};
+    if (slot == "v") return {&layer->qkv, kv, hidden, q + kv, false, false};
+    if (slot == "o") return {&layer->o, hidden, q, 0, false, false};
+    if (slot == "gate") return {&layer->gate_up, inner, hidden, 0, true, false};
+    if (slot == "up") return {&layer->gate_up, inner, hidden, 0, true, true};
+    if (slot == "down") return {&layer->down, hidden, inner, 0, false, false};
+  }
+  throw std::invalid_argument("no matrix is called " + slot);
+}
+
+void Model::put_matrix(int layer, const std::string& slot, const float* values, int rows, int cols) {
+  Layer* owner = layer < 0 ? nullptr : &layers_.at(size_t(layer));
+  const Place place = find_place(shape_, owner, embedding_, head_, slot);
+  if (rows != place.rows || cols != place.cols)
+    throw std::invalid_argument(slot + " has shape " + std::to_string(rows) + "x" + std::to_string(cols) + "; sought " +
+                                std::to_string(place.rows) + "x" + std::to_string(place.cols));
+  for (int i = 0; i < rows; ++i)
+    if (!place.linear->put_row(place.row(i), values + size_t(i) * size_t(cols)))
+      throw std::invalid_argument(slot + " holds NaN or infinity in row " + std::to_string(i));
+  num_rows_put_ += size_t(rows);
+}
+
+void Model::put_vector(int layer, const std::string& slot, const float* values, int n) {
+  for (int i = 0; i < n; ++i)
+    if (!(values[i] - values[i] == 0.0f)) throw std::invalid_argument(slot + " holds NaN or infinity");
+  Layer* owner = layer < 0 ? nullptr : &layers_.at(size_t(layer));
+  const size_t suffix = slot.rfind("_bias");
+  if (owner != nullptr && suffix != std::string::npos) {
+    const Place place = find_place(shape_, owner, embedding_, head_, slot.substr(0, suffix));
+    if (n != place.rows) throw std::invalid_argument(slot + " has " + std::to_string(n) + " entries; sought " + std::to_string(place.rows));
+    for (int i = 0; i < n; ++i) place.linear->put_bias(place.row(i), values[i]);
+    return;
+  }
+  std::vector<float>* norm = nullptr;
+  int length = shape_.hidden_size;
+  if (owner == nullptr) {
+    if (slot == "final_norm") norm = &final_norm_;
+  } else {
+    if (slot == "attn_norm") norm = &owner->attn_norm;
+    if (slot == "attn_post_norm") norm = &owner->attn_post_norm;
+    if (slot == "mlp_norm") norm = &owner->mlp_norm;
+    if (slot == "mlp_post_norm") norm = &owner->mlp_post_norm;
+    if (slot == "q_norm" || slot == "k_norm") {
+      norm = slot == "q_norm" ? &owner->q_norm : &owner->k_norm;
+      length = shape_.head_dim;
+    }
+  }
+  if (norm == nullptr) throw std::invalid_argument("no vector is called " + slot);
+  if (n != length) throw std::invalid_argument(slot + " has " + std::to_string(n) + " entries; sought " + std::to_string(length));
+  norm->assign(size_t(round_up(n, kGroup)), 0.0f);
+  std::copy(values, values + n, norm->begin());
+}
+
+void Model::finish() const {
+  const size_t per_layer = size_t(shape_.q_size() + 2 * shape_.kv_size() + 2 * shape_.hidden_size + 2 * shape_.intermediate_size);
+  const size_t expected = per_layer * layers_.size() + size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
+  if (num_rows_put_ != expected)
+    throw std::invalid_argument("the matrices hold " + std::to_string(num_rows_put_) + " rows; sought " + std::to_string(expected));
+  bool complete = !final_norm_.empty();
+  for (const Layer& layer : layers_)
+    complete = complete && !layer.attn_norm.empty() && !layer.mlp_norm.empty() &&
+               layer.attn_post_norm.empty() == layer.mlp_post_norm.empty() && layer.q_norm.empty() == layer.k_norm.empty();
+  if (!complete) throw std::invalid_argument("a norm's weights are missing");
+}
+
+size_t Model::weight_bytes() const {
+  size_t total = embedding_.num_bytes() + head_.num_bytes();
+  for (const Layer& layer : layers_)
+    total += layer.qkv.num_bytes() + layer.o.num_bytes() + layer.gate_up.num_bytes() + layer.down.num_bytes();
+  return total;
+}
+
+double Model::macs_per_token() const {
+  const double per_layer = double(shape_.hidden_size) *
+                           (2.0 * shape_.q_size() + 2.0 * shape_.kv_size() + 3.0 * shape_.intermediate_size);
+  return per_layer * double(layers_.size());
+}
+
+}  // namespace smelt

@@ -1,0 +1,16 @@
+"""The compiled module, imported where it is first needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smelt.core.errors import EngineError
+
+
+def core() -> Any:
+    """`smelt.native._core`. Raises EngineError where it has not been built."""
+    try:
+        from smelt.native import _core
+    except ImportError as error:
+        raise EngineError("the native core is not built for this Python; run `make setup`") from error
+    return _core

@@ -1,0 +1,115 @@
+"""From a decoder's configuration and tensors to the core's repacked model.
+
+The core knows no checkpoint: it takes matrices and vectors by its own slot names, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smelt.core.errors import EngineError
+from smelt.native.extension import core
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from smelt.core.decoder import DecoderConfig
+
+MAX_SIZE = 1 << 24  # of any one dimension; keeps every 32-bit index of the core in range
+
+
+def build_model(
+    config: DecoderConfig, tensors: Mapping[str, NDArray[np.floating]], *, quantized: bool, isa: str | None
+) -> Any:
+    """A `_core.Model` with every weight in place. Raises EngineError for what is missing, misshapen or not finite."""
+    _check(config)
+    try:
+        model = core().Model(
+            _shape(config),
+            [(layer.window or 0, layer.rope) for layer in config.layers],
+            [(rope.inv_freq(config.head_dim), rope.cos_sin_factor()) for rope in config.ropes],
+            quantized,
+            isa or "",
+        )
+    except (ValueError, MemoryError) as error:
+        raise EngineError(str(error) or "no memory for the weights") from error
+    for layer, slot, name in _slots(config):
+        if name not in tensors:
+            raise EngineError(f"tensor {name} is missing")
+        array = np.ascontiguousarray(tensors[name], dtype=np.float32)
+        if slot.endswith("_norm"):
+            array = array + np.float32(config.norm_offset)
+        try:
+            (model.put_matrix if array.ndim == 2 else model.put_vector)(layer, slot, array)
+        except (ValueError, TypeError) as error:
+            raise EngineError(f"tensor {name} of shape {array.shape}: {error}") from error
+    try:
+        model.finish()
+    except ValueError as error:
+        raise EngineError(str(error)) from error
+    return model
+
+
+def _slots(config: DecoderConfig) -> Iterator[tuple[int, str, str]]:
+    """(layer or -1, slot, tensor name) of everything the core must be given."""
+    yield -1, "embedding", "model.embed_tokens.weight"
+    yield -1, "final_norm", "model.norm.weight"
+    if not config.tie_embeddings:
+        yield -1, "head", "lm_head.weight"
+    attention, mlp = ("q", "k", "v"), ("gate", "up", "down")
+    for i in range(config.num_layers):
+        p = f"model.layers.{i}."
+        for slot in (*attention, "o"):
+            yield i, slot, f"{p}self_attn.{slot}_proj.weight"
+            if config.o_bias if slot == "o" else config.qkv_bias:
+                yield i, f"{slot}_bias", f"{p}self_attn.{slot}_proj.bias"
+        for slot in mlp:
+            yield i, slot, f"{p}mlp.{slot}_proj.weight"
+            if config.mlp_bias:
+                yield i, f"{slot}_bias", f"{p}mlp.{slot}_proj.bias"
+        yield i, "attn_norm", f"{p}input_layernorm.weight"
+        if config.post_norms:
+            yield i, "attn_post_norm", f"{p}post_attention_layernorm.weight"
+            yield i, "mlp_norm", f"{p}pre_feedforward_layernorm.weight"
+            yield i, "mlp_post_norm", f"{p}post_feedforward_layernorm.weight"
+        else:
+            yield i, "mlp_norm", f"{p}post_attention_layernorm.weight"
+        if config.qk_norm:
+            yield i, "q_norm", f"{p}self_attn.q_norm.weight"
+            yield i, "k_norm", f"{p}self_attn.k_norm.weight"
+
+
+def _shape(config: DecoderConfig) -> Any:
+    shape = core().Shape()
+    for field in ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim"):
+        setattr(shape, field, getattr(config, field))
+    for field in ("context_len", "norm_eps", "embedding_scale", "attention_scale", "tie_embeddings"):
+        setattr(shape, field, getattr(config, field))
+    shape.gelu = config.activation == "gelu_tanh"
+    return shape
+
+
+def _check(config: DecoderConfig) -> None:
+    """What the core relies on without looking again."""
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads * head_dim": config.num_heads * config.head_dim,
+        "num_kv_heads": config.num_kv_heads,
+        "context_len": config.context_len,
+        "number of layers": config.num_layers,
+    }
+    for name, value in sizes.items():
+        if not 1 <= value <= MAX_SIZE:
+            raise EngineError(f"{name} is {value}; sought 1..{MAX_SIZE}")
+    if config.num_heads % config.num_kv_heads:
+        raise EngineError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads evenly")
+    if config.head_dim % 2:
+        raise EngineError(f"head_dim is {config.head_dim}; rotary embeddings need an even one")
+    for i, layer in enumerate(config.layers):
+        if not 0 <= layer.rope < len(config.ropes) or (layer.window is not None and layer.window < 1):
+            raise EngineError(f"layer {i} names rope {layer.rope} of {len(config.ropes)} and window {layer.window}")
