@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from smelt.core.errors import EngineError
@@ -10,7 +11,6 @@ from smelt.core.errors import EngineError
 def core() -> Any:
     """`smelt.native._core`. Raises EngineError where it has not been built."""
     try:
-        from smelt.native import _core
+        return importlib.import_module("smelt.native._core")
     except ImportError as error:
         raise EngineError("the native core is not built for this Python; run `make setup`") from error
-    return _core

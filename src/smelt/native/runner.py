@@ -87,10 +87,19 @@ class NativeRunner:
         """
         start = time.perf_counter()
         try:
-            *found, threads = self._runner.step(batch)
+            found = self._runner.step(batch)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise EngineError(str(error) or "out of memory during a step") from error
-        return StepResult(*found, {"seconds": time.perf_counter() - start, "threads": threads})
+        return StepResult(
+            token_ids=found[0],
+            logprobs=found[1],
+            top_ids=found[2],
+            top_logprobs=found[3],
+            scored_logprobs=found[4],
+            scored_top_ids=found[5],
+            scored_top_logprobs=found[6],
+            stats={"seconds": time.perf_counter() - start, "threads": found[7]},
+        )
 
     def logits(self, batch: StepBatch) -> F32:
         """Logits after every token of the batch, [T, V]; keys and values are written, nothing is drawn. For tests."""
