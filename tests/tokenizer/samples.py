@@ -37,7 +37,7 @@ def house_tokenizer() -> Tokenizer:
 @functools.cache
 def foreign_tokenizer(name: str) -> Tokenizer:
     """A byte-level vocabulary with the control tokens of a foreign format."""
-    pattern = "llama3" if name == "llama3" else "qwen2"
+    pattern = "cl100k_base" if name == "llama3" else "qwen2"
     return train_tokenizer(CORPUS, 700, controls=FOREIGN_CONTROLS[name], pattern=pattern)
 
 

@@ -132,6 +132,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], None], type[CheckpointError], str
     (_change("pre_tokenizer", {"type": "Whitespace"}), UnsupportedError, "pre-tokenizer 'Whitespace'"),
     (_change("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}), UnsupportedError, "add_prefix_space"),
     (_change("pre_tokenizer", None), UnsupportedError, "neither byte-level"),
+    (_change("pre_tokenizer", {"type": "Split", "behavior": "Removed"}), UnsupportedError, "removes text"),
+    (_change("pre_tokenizer", {"type": "Metaspace", "replacement": "_"}), UnsupportedError, "Metaspace with '_'"),
     (_change("pre_tokenizer", ["Split"]), CheckpointError, "with a type"),
     (_change("added_tokens", [added("~", 93)]), UnsupportedError, "spelled like text"),
     (_change("added_tokens", [added("<|x|>", 5)]), CheckpointError, "id that another token has"),
@@ -175,10 +177,10 @@ def test_every_expression_is_linear_on_long_runs(pattern: str) -> None:
 
     def seconds(unit: str, length: int) -> float:
         text = (unit * length)[:length]
-        start = time.perf_counter()
+        start = time.process_time()  # not wall time: the machine has other work
         tokenizer.encode(text)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     for unit in ("a", "A", "aA", " ", "\n", " \n", "^", "1", "北", "a ", "\u0301", "' ", "/\r"):
         small = min(seconds(unit, 10_000) for _ in range(3))
-        assert seconds(unit, 100_000) < max(40 * small, 0.25), unit
+        assert seconds(unit, 100_000) < max(40 * small, 0.4), unit

@@ -133,6 +133,20 @@ def test_save_and_load_keep_everything(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path / "again").config == loaded.config
 
 
+def test_bos_is_what_the_folder_says() -> None:
+    spec = sentencepiece_spec()
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    assert Tokenizer(json.dumps(spec)).bos_id == 1
+    assert Tokenizer(json.dumps(spec), {"add_bos_token": False}).bos_id is None
+    assert Tokenizer(json.dumps(spec), {"add_bos_token": True, "bos_token": {"content": "</s>"}}).bos_id == 2
+    assert TOKENIZERS["llama2"].bos_id is None
+
+
 def test_training_is_repeatable_and_holds_its_size() -> None:
     first, second = (train_tokenizer(iter(CORPUS), 450, controls=["<|a|>", "<|b|>"]) for _ in range(2))
     assert first.json == second.json

@@ -19,7 +19,6 @@ from smelt.core.messages import ResponseFormat, Tool
 
 MAX_DEPTH = 64
 
-_IDENTIFIER = re.compile(r"[^\W\d]\w*\Z")
 _DEFINITION = re.compile(r"#/(?:\$defs|definitions)/([^/]+)\Z")
 # Keywords that say nothing about which values are valid.
 _SILENT_WORDS = "title $schema $id $comment examples deprecated readOnly writeOnly strict"
@@ -179,7 +178,7 @@ class _Writer:
         needed = set(required) if _all_strings(required) else set()
         entries = []
         for name, field in schema.get("properties", {}).items():
-            key = name if _IDENTIFIER.match(name) else _json(name)
+            key = name if name.isidentifier() else _json(name)
             mark = "" if name in needed else "?"
             entries.append(f"{key}{mark}: {self.type(field, depth + 1)}{_note(field)}")
         return entries

@@ -174,13 +174,14 @@ def _load_encoder(json_text: str, spec: Mapping[str, Any]) -> tokenizers.Tokeniz
 
 
 def _bos_id(spec: Mapping[str, Any], config: Mapping[str, Any], controls: Mapping[str, int]) -> int | None:
+    """`add_bos_token` with `bos_token` decides; where it is silent, the post-processor's template does."""
     bos = config.get("bos_token")
     name = bos.get("content") if isinstance(bos, Mapping) else bos
-    wanted = config.get("add_bos_token")
-    if wanted is None:
-        template = (spec.get("post_processor") or {}).get("single") or [{}]
-        wanted = isinstance(template[0], Mapping) and "SpecialToken" in template[0]
-    return controls.get(str(name)) if wanted else None
+    if (wanted := config.get("add_bos_token")) is not None:
+        return controls.get(str(name)) if wanted else None
+    template = (spec.get("post_processor") or {}).get("single") or [{}]
+    first = template[0].get("SpecialToken") if isinstance(template[0], Mapping) else None
+    return controls.get(str(first.get("id"))) if isinstance(first, Mapping) else None
 
 
 def _surrogate_error(text: str) -> Exception:

@@ -77,6 +77,10 @@ def vet(spec: Mapping[str, Any]) -> Kind:
                 f"tokenizer.json: pre-tokenizer {step['type']!r}; known are {sorted(_PRE_TOKENIZERS)}"
             )
         _vet_pattern(step)
+        if step.get("behavior") == "Removed":
+            raise UnsupportedError("tokenizer.json: a Split that removes text is not supported")
+        if step["type"] == "Metaspace" and step.get("replacement") != "\u2581":
+            raise UnsupportedError(f"tokenizer.json: Metaspace with {step.get('replacement')!r} is not supported")
     return _kind(spec)
 
 
