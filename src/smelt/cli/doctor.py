@@ -30,22 +30,22 @@ def doctor_command(*, model: str, port: int, as_json: bool) -> None:
 
 
 def _machine() -> list[Finding]:
-    try:
-        from smelt.native import machine_report, read_bandwidth
+    from smelt.native import machine_report, read_bandwidth
 
-        report = machine_report()
-        bandwidth = read_bandwidth(report.threads)
-    except ImportError as error:
-        return [Finding("native core", False, f"{error}; run `make setup`")]
-    quota = "no quota" if report.quota_cpus is None else f"quota {report.quota_cpus:g}"
+    report = machine_report()
+    quota = "no quota" if report.quota is None else f"quota {report.quota:g}"
     cores = f"{report.affinity} usable, {report.physical_cores} physical, {quota}"
-    available_gb = report.available_bytes / 1e9
-    return [
-        Finding("cores", True, f"{cores}: {report.threads} threads ({report.why})"),
-        Finding("instructions", True, report.isa),
-        Finding("memory", available_gb > 0.5, f"{available_gb:.1f} of {report.total_bytes / 1e9:.1f} GB available"),
-        Finding("memory read", True, f"{bandwidth:.1f} GB/s with {report.threads} threads"),
+    available_gb = report.memory_available_bytes / 1e9
+    findings = [
+        Finding("cores", True, f"{cores}: {report.threads} threads ({report.reason})"),
+        Finding(
+            "memory", available_gb > 0.5, f"{available_gb:.1f} of {report.memory_total_bytes / 1e9:.1f} GB available"
+        ),
     ]
+    if report.isa is None:
+        return [*findings, Finding("native core", False, "not built; run `make setup`")]
+    speed = f"{read_bandwidth(report.threads):.1f} GB/s with {report.threads} threads"
+    return [*findings, Finding("native core", True, f"{report.isa} kernels"), Finding("memory read", True, speed)]
 
 
 def _port(port: int) -> Finding:

@@ -48,8 +48,4 @@ def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[E
         block_size=options.block_size,
         num_threads=options.threads,
     )
-    # 8-bit weights carry an fp16 scale per 32 values; a tied embedding is read once, as the head.
-    bytes_per_weight = 4.0 if options.weights == "fp32" else 1 + 2 / 32
-    embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
-    weight_bytes = int((config.num_parameters - embedding) * bytes_per_weight)
-    return Engine(runner, context_len=limits.context_len), config, weight_bytes
+    return Engine(runner, context_len=limits.context_len), config, runner.weight_bytes

@@ -44,7 +44,7 @@ def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
 
     llm, machine = ready.model, native.machine_report()
     num_threads = threads or machine.threads
-    why = "as told" if threads else machine.why
+    why = "as told" if threads else machine.reason
     limits = f"context {llm.context_len} tokens, longest answer {llm.max_output_len}"
     lines = [
         f"smelt serves {llm.name} at {ready.base_url} (ready in {seconds:.1f} s)",
