@@ -60,6 +60,7 @@ CHAT: tuple[Row, ...] = (
     ),
     Row("messages[].name", note="rendered where the model's chat format has a place for it"),
     Row("messages[].refusal", note="read as the assistant's text when content is null"),
+    Row("messages[].annotations", "accepted", "an answer sent back as history carries an empty list", only=([],)),
     _refused("messages[].audio", "no audio", "", "id"),
     Row("messages[].tool_calls"),
     Row("messages[].tool_calls[].id"),

@@ -91,6 +91,7 @@ class AssistantBody(Body):
     role: Literal["assistant"]
     content: AssistantContent | None = None
     refusal: str | None = None
+    annotations: list[Any] | None = None
     name: Participant | None = None
     tool_calls: Annotated[list[ToolCallBody], Field(min_length=1)] | None = None
 

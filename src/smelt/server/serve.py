@@ -42,7 +42,7 @@ class Ready:
         return (
             "from openai import OpenAI\n"
             f'client = OpenAI(base_url="{self.base_url}", api_key="{key}")\n'
-            f'print(client.chat.completions.create(model="{self.names[-1]}", '
+            f'print(client.chat.completions.create(model="{self.names[min(1, len(self.names) - 1)]}", '
             'messages=[{"role": "user", "content": "Hello!"}]).choices[0].message.content)'
         )
 
