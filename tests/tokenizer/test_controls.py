@@ -166,7 +166,7 @@ def test_folders_without_a_usable_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="sought an object"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json or .* cannot be read"):
         Tokenizer.load(tmp_path)
 
 

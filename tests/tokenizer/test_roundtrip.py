@@ -131,6 +131,8 @@ def test_save_and_load_keep_everything(tmp_path: Path) -> None:
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
     assert Tokenizer.load(tmp_path / "again").config == loaded.config
+    (tmp_path / "chat_template.jinja").write_text("{{ x }}")
+    assert Tokenizer.load(tmp_path).config["chat_template"] == "{{ x }}"
 
 
 def test_bos_is_what_the_folder_says() -> None:

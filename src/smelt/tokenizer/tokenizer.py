@@ -31,15 +31,13 @@ class Tokenizer:
         """
         spec = _parse(json_text)
         kind = vet(spec)
-        self._source = json_text
+        self._source, self._kind = json_text, kind
         self._config = dict(config or {})
         self._controls = control_spellings(spec)
         self._table = piece_table(spec, kind, self._controls)
         self._strip_space = adds_leading_space(spec)
         self._bos_id = _bos_id(spec, self._config, self._controls)
-        cleaned = text_only(spec, kind)
-        self._json = json.dumps({**cleaned, "post_processor": spec.get("post_processor")}, ensure_ascii=False)
-        self._encoder = _load_encoder(json.dumps(cleaned, ensure_ascii=False), cleaned)
+        self._encoder = _load_encoder(text_only(spec, kind))
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> Tokenizer:
@@ -49,16 +47,7 @@ class Tokenizer:
             text = (path / "tokenizer.json").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError("sought a readable tokenizer.json in the model folder, found none") from error
-        config_path = path / "tokenizer_config.json"
-        config: dict[str, Any] = {}
-        if config_path.is_file():
-            try:
-                config = json.loads(config_path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError("tokenizer_config.json is not JSON") from error
-            if not isinstance(config, dict):
-                raise CheckpointError("tokenizer_config.json: sought an object")
-        return cls(text, config)
+        return cls(text, _load_config(path))
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -101,8 +90,10 @@ class Tokenizer:
 
     @property
     def json(self) -> str:
-        """A tokenizer.json with every control token marked special, for libraries that build masks from it."""
-        return self._json
+        """A tokenizer.json with every control token marked special, for other libraries; made on demand."""
+        spec = _parse(self._source)
+        cleaned = text_only(spec, self._kind) | {"post_processor": spec.get("post_processor")}
+        return json.dumps(cleaned, ensure_ascii=False)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never a control id. Raises InvalidRequestError for a lone surrogate."""
@@ -156,11 +147,26 @@ def _parse(json_text: str) -> dict[str, Any]:
     return spec
 
 
-def _load_encoder(json_text: str, spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _load_config(path: pathlib.Path) -> dict[str, Any]:
+    """tokenizer_config.json where there is one, with a chat template that stands in a file of its own."""
+    config: Any = {}
+    try:
+        if (path / "tokenizer_config.json").is_file():
+            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise CheckpointError("tokenizer_config.json: sought an object")
+        if (path / "chat_template.jinja").is_file():
+            config.setdefault("chat_template", (path / "chat_template.jinja").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise CheckpointError("tokenizer_config.json or chat_template.jinja cannot be read") from error
+    return config
+
+
+def _load_encoder(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
 
     try:
-        encoder = tokenizers.Tokenizer.from_str(json_text)
+        encoder = tokenizers.Tokenizer.from_str(json.dumps(spec, ensure_ascii=False))
     except Exception as error:  # the library raises plain Exception for every fault of the file
         raise CheckpointError(f"tokenizer.json cannot be used: {str(error)[:300]}") from error
     # The library numbers added tokens itself and only warns where the file says otherwise.
