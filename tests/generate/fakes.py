@@ -83,7 +83,9 @@ def scripted_logits(tokenizer: Tokenizer, reply: Sequence[int]) -> Logits:
     return logits
 
 
-def make_llm(logits: Logits | None = None, *, num_blocks: int = 128, model_context_len: int = 1024, **options: Any) -> LLM:
+def make_llm(
+    logits: Logits | None = None, *, num_blocks: int = 128, model_context_len: int = 1024, **options: Any
+) -> LLM:
     """An LLM in the house format over a HistoryRunner."""
     _, ids = tiny_tokenizer_files()
     tokenizer = tiny_tokenizer()

@@ -12,7 +12,9 @@ _SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-100, 100), st.sample
 
 def _bounds(low: str, high: str, most: int) -> st.SearchStrategy[dict[str, Any]]:
     pairs = st.tuples(st.integers(0, most), st.integers(0, most)).map(sorted)
-    return st.one_of(st.just({}), pairs.map(lambda p: {low: p[0], high: p[1]}), st.integers(0, most).map(lambda n: {high: n}))
+    return st.one_of(
+        st.just({}), pairs.map(lambda p: {low: p[0], high: p[1]}), st.integers(0, most).map(lambda n: {high: n})
+    )
 
 
 _strings = st.one_of(
@@ -67,7 +69,9 @@ def _objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 def _arrays(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(
         st.tuples(inner, _bounds("minItems", "maxItems", 4)).map(lambda p: {"type": "array", "items": p[0], **p[1]}),
-        st.lists(inner, min_size=1, max_size=3).map(lambda items: {"type": "array", "prefixItems": items, "items": False}),
+        st.lists(inner, min_size=1, max_size=3).map(
+            lambda items: {"type": "array", "prefixItems": items, "items": False}
+        ),
         inner.map(lambda item: {"type": "array", "items": item, "uniqueItems": True}),
     )
 
@@ -93,7 +97,9 @@ def _tree(leaf: Any) -> dict[str, Any]:
     }
 
 
-_nested = st.recursive(_leaves, lambda inner: st.one_of(_objects(inner), _arrays(inner), _combined(inner)), max_leaves=6)
+_nested = st.recursive(
+    _leaves, lambda inner: st.one_of(_objects(inner), _arrays(inner), _combined(inner)), max_leaves=6
+)
 
 
 def _hoist(schema: Any) -> dict[str, Any]:

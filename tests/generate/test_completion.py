@@ -132,7 +132,9 @@ def test_offsets_are_places_in_the_text(text: str, data: st.DataObject) -> None:
         lists.add([TokenReport(token)] if i % 2 else [PromptToken(i, token.text, piece, -1.0)])
     starts = [len(raw[:cut].decode("utf-8", "ignore")) for cut in cuts[:-1]]
     assert lists.text_offset == starts
-    assert all(name == p.decode() for name, p in zip(lists.tokens, pieces, strict=True) if not name.startswith("bytes:"))
+    assert all(
+        name == p.decode() for name, p in zip(lists.tokens, pieces, strict=True) if not name.startswith("bytes:")
+    )
 
 
 def test_a_part_of_a_character_is_named_by_its_bytes() -> None:

@@ -364,7 +364,7 @@ def test_choices_share_the_prompt() -> None:
     assert usage.usage.completion_tokens <= 12
     ends = [event for event in events if isinstance(event, AnswerEnd)]
     assert sorted(end.choice for end in ends) == [0, 1, 2, 3]
-    runner: Any = llm._runner
+    runner: Any = llm.runner
     assert runner.num_computed < 600 + 3 * 16 + 20, "the prompt was computed again for a further choice"
     llm.close()
 
@@ -400,7 +400,7 @@ async def test_closing_a_stream_frees_its_blocks_within_a_step() -> None:
     async for _ in stream:
         if llm.stats()["num_running"] == 3:
             break
-    runner: Any = llm._runner
+    runner: Any = llm.runner
     num_steps = runner.num_steps
     await stream.aclose()
     await asyncio.to_thread(wait_idle, llm)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from smelt.core.errors import EngineError
 from smelt.engine.requests import TokenMatcher
+from smelt.generate.landing import Closers, Landing
 
 if TYPE_CHECKING:
     import llguidance
@@ -38,8 +39,8 @@ class Vocabulary(Protocol):
 class Constraint(Protocol):
     """What an answer may be. Immutable; shared by every choice that is held to it."""
 
-    def matcher(self) -> AnswerMatcher:
-        """A fresh matcher at the start of an answer."""
+    def matcher(self, limit: int | None = None) -> AnswerMatcher:
+        """A fresh matcher at the start of an answer of at most `limit` tokens."""
         ...
 
 
@@ -48,7 +49,12 @@ class AnswerMatcher(TokenMatcher, Protocol):
 
     @property
     def complete(self) -> bool:
-        """Nothing but the end may follow. Read after the engine is done with the request."""
+        """Nothing but the end may follow. Read when the engine is done."""
+        ...
+
+    @property
+    def cut_short(self) -> bool:
+        """The answer was led to an early end because of its limit."""
         ...
 
 
@@ -73,6 +79,7 @@ class GrammarCompiler:
         self._cache: OrderedDict[bytes, Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
+        self._closers: Closers | None = None
         self._free_text: FreeText | None = None
 
     def compile(self, lark: str) -> Grammar:
@@ -82,8 +89,10 @@ class GrammarCompiler:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-            tokenizer = self._tokenizer = self._tokenizer or self._build()
-        grammar = Grammar(_prototype(tokenizer, lark), self._stop_ids)
+            if self._tokenizer is None or self._closers is None:
+                self._tokenizer, self._closers = self._build()
+            tokenizer, closers = self._tokenizer, self._closers
+        grammar = Grammar(_prototype(tokenizer, lark), self._stop_ids, closers)
         with self._lock:
             self._cache[key] = grammar
             while len(self._cache) > self._cache_size:
@@ -113,14 +122,17 @@ class GrammarCompiler:
         mask.flags.writeable = False
         return mask
 
-    def _build(self) -> llguidance.LLTokenizer:
+    def _build(self) -> tuple[llguidance.LLTokenizer, Closers]:
         """llguidance's view of the vocabulary, from our own token bytes: about 1 s for 200,000 tokens."""
         import llguidance
 
-        wrapper = llguidance.TokenizerWrapper(_Wrapped(self._vocabulary, self._vocab_size, self._stop_ids))
-        return llguidance.LLTokenizer(
-            wrapper, eos_token=sorted(self._stop_ids), slices=llguidance.LLTokenizer.json_slices()
-        )
+        wrapped = _Wrapped(self._vocabulary, self._vocab_size, self._stop_ids)
+        slices = llguidance.LLTokenizer.json_slices()
+        stop_ids = sorted(self._stop_ids)
+        tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(wrapped), eos_token=stop_ids, slices=slices)
+        special = frozenset(wrapped.special_token_ids)
+        plain = [b"" if token_id in special else raw for token_id, raw in enumerate(wrapped.tokens)]
+        return tokenizer, Closers(plain, self._stop_ids)
 
 
 class _Wrapped:
@@ -199,13 +211,15 @@ def _reason(error: str) -> str:
 class Grammar:
     """A compiled grammar."""
 
-    def __init__(self, prototype: llguidance.LLMatcher, stop_ids: frozenset[int]) -> None:
+    def __init__(self, prototype: llguidance.LLMatcher, stop_ids: frozenset[int], closers: Closers) -> None:
         self._prototype = prototype
         self._stop_ids = stop_ids
+        self._closers = closers
 
-    def matcher(self) -> GrammarMatcher:
+    def matcher(self, limit: int | None = None) -> GrammarMatcher:
         """A fresh matcher: a copy that shares the compiled tables (microseconds)."""
-        return GrammarMatcher(self._prototype.deep_copy(), self._stop_ids)
+        landing = None if limit is None else Landing(self._closers, limit)
+        return GrammarMatcher(self._prototype.deep_copy(), self._stop_ids, landing)
 
 
 class GrammarMatcher:
@@ -216,16 +230,20 @@ class GrammarMatcher:
     spelling it was trained on.
     """
 
-    def __init__(self, matcher: Any, stop_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, stop_ids: frozenset[int], landing: Landing | None = None) -> None:
         self._matcher = matcher
         self._stop_ids = stop_ids
+        self._landing = landing
         self._forced: list[int] | None = None
 
     def fill_mask(self, row: U32) -> None:
         """See TokenMatcher. Raises EngineError when the grammar grew too complex or has no way on."""
         forced = self.forced_tokens()
-        if forced:
-            row[forced[0] // 32] |= 1 << (forced[0] % 32)
+        only = forced[0] if forced else None
+        if only is None and self._landing is not None and not self._matcher.is_stopped():
+            only = self._landing.next_token(self._matcher)
+        if only is not None and only >= 0:
+            row[only // 32] |= 1 << (only % 32)
             return
         self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._matcher.is_error():
@@ -237,13 +255,20 @@ class GrammarMatcher:
         """See TokenMatcher."""
         if not self._matcher.consume_token(token_id):
             raise EngineError("the grammar of this answer does not allow the token that was drawn")
+        if self._landing is not None:
+            self._landing.advance(token_id)
         rest = self._forced[1:] if self._forced and self._forced[0] == token_id else []
         self._forced = rest or None
 
     @property
     def complete(self) -> bool:
         """See AnswerMatcher."""
-        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+        return not self.cut_short and bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    @property
+    def cut_short(self) -> bool:
+        """See AnswerMatcher."""
+        return self._landing is not None and self._landing.landing
 
     def forced_tokens(self) -> list[int]:
         """See TokenMatcher. Never a stop id: ending is the engine's decision, by drawing one."""
@@ -262,7 +287,7 @@ class FreeText:
     def __init__(self, mask: U32) -> None:
         self._mask = mask
 
-    def matcher(self) -> FreeText:
+    def matcher(self, limit: int | None = None) -> FreeText:
         """Itself: it has no state."""
         return self
 
@@ -276,6 +301,11 @@ class FreeText:
     @property
     def complete(self) -> bool:
         """See AnswerMatcher. Text could always go on."""
+        return False
+
+    @property
+    def cut_short(self) -> bool:
+        """See AnswerMatcher. Text ends wherever the limit ends it."""
         return False
 
     def forced_tokens(self) -> list[int]:

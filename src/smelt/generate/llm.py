@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smelt.chat import Renderer, renderer_for
-from smelt.core.errors import InvalidRequestError, UnsupportedError
+from smelt.core.errors import CheckpointError, InvalidRequestError, UnsupportedError
 from smelt.core.messages import Privilege
 from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import SamplingParams
@@ -47,7 +47,7 @@ class LLM:
     """A loaded model (core.sampler.Sampler). Make one with `LLM.load`, end it with `close`; any thread may call it.
 
     Attributes: tokenizer; renderer (None for a base model, which only completes); config; context_len and
-    max_output_len, limits in tokens, enforced; name; fingerprint; created (seconds since 1970).
+    max_output_len, limits in tokens, enforced; name; fingerprint; created (seconds since 1970); runner.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LLM:
         self.max_output_len = limits.max_output_len
         self.options = options
         self._identity = identity
-        self._runner = runner
+        self.runner = runner
         self._limits = Limits(limits.context_len, limits.max_output_len, config.vocab_size)
         self._control_ids = frozenset(tokenizer.control_ids.values())
         self._stop_ids = (renderer.stop_ids if renderer else frozenset()) | frozenset(config.eos_ids)
@@ -90,7 +90,9 @@ class LLM:
 
     @classmethod
     def load(cls, folder: Path | str, *, options: LLMOptions = LLMOptions()) -> LLM:  # noqa: B008 - frozen value
-        """Load a folder (config.json, safetensors, tokenizer.json). Raises CheckpointError. Imports no torch."""
+        """Load a folder (config.json, safetensors, tokenizer.json). Raises CheckpointError, and EngineError
+        where the native core is not built or the weights are not finite. Imports no torch.
+        """
         from smelt.checkpoint import open_checkpoint
         from smelt.native import NativeRunner
         from smelt.tokenizer import Tokenizer
@@ -98,6 +100,11 @@ class LLM:
         folder = Path(folder)
         checkpoint = open_checkpoint(folder)
         tokenizer = Tokenizer.load(folder)
+        if tokenizer.vocab_size > checkpoint.config.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model only {checkpoint.config.vocab_size}; "
+                "sought a tokenizer.json that belongs to the weights"
+            )
         renderer = _renderer(tokenizer, folder)
         limits = window(checkpoint.config, options)
         runner = NativeRunner(
@@ -106,7 +113,7 @@ class LLM:
             weights=options.weights,
             num_blocks=limits.num_blocks,
             block_size=options.block_size,
-            threads=options.threads,
+            num_threads=options.threads,
         )
         name = options.name or str((checkpoint.card or {}).get("name") or folder.resolve().name)
         settings = f"{checkpoint.fingerprint} {options.weights} {limits.context_len}"

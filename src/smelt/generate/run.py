@@ -64,7 +64,7 @@ class Run:
         self._seed = secrets.randbits(64) if seed is None else seed
         self._id = uuid.uuid4().hex
         self._texts = [self._new_text(choice) for choice in range(n)]
-        self._matchers = [prepared.constraint.matcher() for _ in range(n)]
+        self._matchers = [prepared.constraint.matcher(prepared.max_new_tokens) for _ in range(n)]
         self._open = set(range(n))  # choices whose answer is not complete
         self._live: set[int] = set()  # choices the engine has not ended
         self._num_submitted = 0
@@ -154,9 +154,12 @@ class Run:
             return []
         if event.reason in (FinishReason.ERROR, FinishReason.ABORT):
             raise EngineError(event.error or "the engine ended the request")
-        if event.reason is FinishReason.LENGTH and self._matchers[choice].complete:
-            return self._finish(choice, FinishReason.STOP)  # the last token allowed was also the last one needed
-        return self._finish(choice, event.reason)
+        reason, matcher = event.reason, self._matchers[choice]
+        if matcher.cut_short:
+            reason = FinishReason.LENGTH
+        elif reason is FinishReason.LENGTH and matcher.complete:
+            reason = FinishReason.STOP  # the last token allowed was also the last one needed
+        return self._finish(choice, reason)
 
     def _finish(self, choice: int, reason: FinishReason) -> list[Event]:
         self._open.discard(choice)
