@@ -1,1 +1,1 @@
-"""Benchmarks with exact graders and intervals; sees only the Sampler protocol."""
+"""Benchmarks and statistics. Sees a model only through the Sampler protocol: ours, or any URL."""

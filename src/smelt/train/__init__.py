@@ -1,1 +1,1 @@
-"""One training loop and what it needs."""
+"""One training loop; optimizer, schedule and data are values handed to it."""

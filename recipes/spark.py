@@ -1,0 +1,159 @@
+"""spark, the shipped default: a house-shaped model small enough to be made here, in under an hour of two cores.
+
+    python -m recipes.spark --data ../shared/data --out build/spark --minutes 55
+    python -m recipes.spark --out build/spark-smoke --smoke
+
+Called again with the same `--out` it goes on where it stopped. The result is `<out>/spark`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipes.spark_card import evaluate, export
+from recipes.spark_data import load_sources, make_stages, make_tokenizer
+from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
+from smelt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparkConfig:
+    """Everything that decides the outcome; a smoke run differs only here."""
+
+    minutes: float
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_heads: int = 6
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    num_layers: int = 6
+    global_layers: tuple[int, ...] = (2, 5)
+    window: int = 512
+    context_len: int = 4096
+    vocab_size: int = 4096
+    tokenizer_examples: int = 40_000
+    batch_tokens: int = 3072
+    early_tokens: int = 400_000
+    max_steps: int = 1_000_000
+    checkpoint_s: float = 240.0
+    cases_per_language: int = 100
+    long_cases: int = 40
+    seed: int = 20
+
+
+SMOKE = SparkConfig(
+    minutes=0.2,
+    hidden_size=32,
+    intermediate_size=64,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    num_layers=2,
+    global_layers=(1,),
+    vocab_size=1024,
+    tokenizer_examples=300,
+    batch_tokens=1024,
+    early_tokens=10_000,
+    max_steps=30,
+    cases_per_language=1,
+    long_cases=0,
+)
+
+
+def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
+    """Gemma 3's text shape at our widths: sliding windows with a global layer after every two."""
+    controls = tokenizer.control_ids
+    return DecoderConfig(
+        family="gemma3_text",
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        layers=tuple(
+            LayerConfig(window=None, rope=0) if i in config.global_layers else LayerConfig(window=config.window, rope=1)
+            for i in range(config.num_layers)
+        ),
+        ropes=(RopeConfig(base=1_000_000.0), RopeConfig(base=10_000.0)),
+        context_len=config.context_len,
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        qk_norm=True,
+        post_norms=True,
+        embedding_scale=math.sqrt(config.hidden_size),
+        attention_scale=config.head_dim**-0.5,
+        bos_id=controls["<|bos|>"],
+        eos_ids=(controls["<|end|>"],),
+        pad_id=controls["<|pad|>"],
+    )
+
+
+def make(config: SparkConfig, data: Path | None, out: Path) -> Path:
+    """Train, export, evaluate; returns the model folder."""
+    import torch
+
+    from smelt.chat.house import HouseRenderer
+    from smelt.model.decoder import Decoder
+    from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from smelt.train.loop import Run
+
+    torch.set_num_threads(1)  # two workers compute whole batches instead (train/config.py)
+    began = time.time()
+    sources = load_sources(data, config.seed)
+    print("sources:", {name: len(examples) for name, examples in sources.items()}, flush=True)
+    tokenizer_folder = out / "tokenizer"
+    if not (tokenizer_folder / "tokenizer.json").is_file():
+        make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(tokenizer_folder)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    renderer = HouseRenderer(tokenizer)
+    model = Decoder(shape(config, tokenizer))
+    model.init_weights(config.seed)
+    print(f"{model.config.num_parameters / 1e6:.2f}M parameters; {time.time() - began:.0f} s to prepare", flush=True)
+    stages = make_stages(
+        renderer,
+        tokenizer.control_ids["<|pad|>"],
+        sources,
+        batch_tokens=config.batch_tokens,
+        early_tokens=config.early_tokens,
+    )
+    schedule = ScheduleConfig(total_steps=config.max_steps, deadline_s=config.minutes * 60, decay_share=0.45)
+    run = Run(
+        model=model,
+        stages=stages,
+        config=TrainConfig(
+            schedule=schedule,
+            optimizer=OptimizerConfig(),
+            accumulate=2,
+            workers=2,
+            seed=config.seed,
+            checkpoint_s=config.checkpoint_s,
+        ),
+        folder=out / "run",
+    )
+    position = run.train()
+    folder = out / "spark"
+    export(config, model, tokenizer, folder, data=data, position=position, scores=None)
+    scores = evaluate(config, folder, data)
+    export(config, model, tokenizer, folder, data=data, position=position, scores=scores)
+    return folder
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=None, help="folder of public data; generated tasks only without")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the run and the result")
+    parser.add_argument("--minutes", type=float, default=55.0, help="wall time of the training")
+    parser.add_argument("--smoke", action="store_true", help="a few seconds of everything")
+    arguments = parser.parse_args()
+    config = SMOKE if arguments.smoke else SparkConfig(minutes=arguments.minutes)
+    print(make(config, arguments.data, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

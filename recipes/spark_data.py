@@ -1,0 +1,147 @@
+"""What spark learns from: mixtures by stage, the public sets beside them, its tokenizer's corpus, its held-out questions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
+from smelt.chat.signatures import schema_signature, tool_signatures
+from smelt.core.sampler import ChatRequest
+from smelt.core.sampling import SamplingParams
+from smelt.data.batches import BatchStream, mixed
+from smelt.data.example import Example
+from smelt.data.sources import SOURCES, Source
+from smelt.data.tasks.catalog import LANGUAGES
+from smelt.data.tasks.mixture import HELD_OUT, Mixture, held_out, held_out_long
+from smelt.evals import bfcl
+from smelt.evals.cases import Case, Grader
+from smelt.tokenizer import Tokenizer, train_tokenizer
+from smelt.train.loop import Stage
+
+# Copying is learned late and fast (reference runs: flat until 1.5 M tokens): so it comes first, in its densest form.
+EARLY = Mixture(weights={"repeat": 4, "lookup": 4, "call": 2, "free": 2, "extract": 1, "facts": 1})
+MAIN = Mixture(
+    weights={
+        "call": 26, "session": 20, "no_tool": 6, "result": 5, "extract": 13, "free": 7, "basket": 2, "classify": 3,
+        "service": 7, "facts": 3, "talk": 2, "repeat": 2, "lookup": 2, "long": 2,
+    }
+)  # fmt: skip
+FINAL = Mixture(weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
+SOURCE_SHARE = 0.15
+GRADERS: dict[str, Grader] = {
+    "tool_known": "call",
+    "tool_unseen": "call",
+    "no_tool": "no_call",
+    "tool_result": "phrases",
+    "extract": "json",
+    "extract_free": "json",
+    "classify": "json",
+    "service": "phrases",
+    "facts": "phrases",
+}
+
+
+def texts(examples: Iterator[Example]) -> Iterator[str]:
+    """Every text of the examples as the renderer would encode it."""
+    for example in examples:
+        for message in example.messages:
+            if message.text:
+                yield message.text
+            for call in message.tool_calls:
+                yield call.name
+                yield call.arguments
+        if example.tools:
+            yield tool_signatures(example.tools)
+        if example.response_format.kind != "text":
+            yield schema_signature(example.response_format)
+
+
+def make_tokenizer(sources: dict[str, list[Example]], vocab_size: int, num_examples: int, seed: int) -> Tokenizer:
+    """A tokenizer for the main mixture, a fifth of its corpus public text."""
+    example_at = mixed(MAIN, seed, sources, 0.2)
+    return train_tokenizer(texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS)
+
+
+def available(data: Path | None) -> list[Source]:
+    """The public sets that lie under `data`."""
+    return [source for source in SOURCES if data is not None and source.available(data)]
+
+
+def load_sources(data: Path | None, seed: int) -> dict[str, list[Example]]:
+    """Examples of every public set there is."""
+    return {source.name: source.examples(data, seed) for source in available(data) if data is not None}
+
+
+def make_stages(
+    renderer: HouseRenderer, pad_id: int, sources: dict[str, list[Example]], *, batch_tokens: int, early_tokens: int
+) -> list[Stage]:
+    """Copying first, then everything short, then everything with longer texts while the rate falls."""
+
+    def stream(mixture: Mixture, seed: int, max_len: int, share: float) -> BatchStream:
+        return BatchStream(
+            example_at=mixed(mixture, seed, sources, share),
+            renderer=renderer,
+            pad_id=pad_id,
+            batch_tokens=batch_tokens,
+            max_len=max_len,
+            seed=seed,
+        )
+
+    return [
+        Stage(name="copying", stream=stream(EARLY, 11, 320, 0.0), until_tokens=early_tokens),
+        Stage(name="main", stream=stream(MAIN, 12, 512, SOURCE_SHARE)),
+        Stage(name="final", stream=stream(FINAL, 13, 3072, SOURCE_SHARE), at_decay=True),
+    ]
+
+
+def as_case(example: Example, grader: Grader, suite: str) -> Case:
+    """A held-out example as a question under greedy decoding."""
+    request = ChatRequest(
+        messages=example.prompt,
+        tools=example.tools,
+        response_format=example.response_format,
+        parallel_tool_calls=False,
+        params=SamplingParams(temperature=0.0, max_tokens=192),
+    )
+    return Case(
+        suite=suite,
+        language=example.language,
+        grader=grader,
+        request=request,
+        answer=example.answer,
+        phrases=example.phrases,
+    )
+
+
+def held_out_cases(per_language: int, long_per_size: int) -> list[Case]:
+    """Every held-out suite in every language, and long texts by length."""
+    found = []
+    for suite in HELD_OUT:
+        for language in LANGUAGES:
+            examples = held_out(suite, language, per_language)
+            found += [as_case(example, GRADERS[suite], suite) for example in examples]
+    for num_chars in (1500, 3000, 6000, 12000) if long_per_size else ():
+        for example in held_out_long("en", num_chars, long_per_size):
+            by_schema = example.response_format.kind != "text"
+            found.append(as_case(example, "json" if by_schema else "phrases", f"long_{num_chars}_chars"))
+    return found
+
+
+def bfcl_cases(data: Path | None, limit: int | None = None) -> list[Case]:
+    """BFCL's simple, multiple and irrelevance questions where the files are there; never trained on."""
+    folder = None if data is None else data / "eval" / "bfcl"
+    if folder is None or not folder.is_dir():
+        return []
+    params = SamplingParams(temperature=0.0, max_tokens=192)
+    categories = ("simple_python", "multiple", "irrelevance")
+    return [case for category in categories for case in bfcl.cases(folder, category, params, limit)]
+
+
+def source_hash(files: Sequence[Path]) -> str:
+    """sha256 over names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

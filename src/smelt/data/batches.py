@@ -1,0 +1,111 @@
+"""Examples to batches of token ids, in an order that depends on the seed and nothing else.
+
+A stream is a pure function of the chunk number: a chunk of examples is rendered, sorted by length and cut into
+batches of rows of like length, padded on the right, so that no row holds two documents and causal attention
+never sees padding. Where training stopped is two integers; going on from there gives the same batches.
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smelt.chat.house import HouseRenderer
+from smelt.data.example import Example
+from smelt.data.tasks.mixture import Mixture
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ExampleAt = Callable[[int], Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation as ids; loss_mask[i] is 1 where token i is the assistant's."""
+
+    ids: list[int]
+    loss_mask: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows to learn: `inputs` [B, T], and `targets` [B, T], the next token where it is learned, else -100."""
+
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+    @property
+    def num_learned(self) -> int:
+        """Targets that count."""
+        return int((self.targets >= 0).sum())
+
+
+def encode(renderer: HouseRenderer, example: Example) -> Encoded:
+    """The conversation through the one template there is."""
+    rendered = renderer.render(example.messages, tools=example.tools, response_format=example.response_format)
+    return Encoded(rendered.ids, rendered.loss_mask)
+
+
+def collate(rows: Sequence[Encoded], pad_id: int, multiple: int = 16) -> Batch:
+    """Rows padded to the longest, its length rounded up to `multiple`."""
+    longest = max(len(row.ids) for row in rows) - 1
+    width = -(-longest // multiple) * multiple
+    inputs = np.full((len(rows), width), pad_id, dtype=np.int64)
+    targets = np.full((len(rows), width), -100, dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids, mask = np.array(row.ids), np.frombuffer(row.loss_mask, dtype=np.uint8)
+        inputs[i, : len(ids) - 1] = ids[:-1]
+        targets[i, : len(ids) - 1] = np.where(mask[1:] == 1, ids[1:], -100)
+    return Batch(inputs, targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStream:
+    """Batches of about `batch_tokens` tokens (padding included), chunk by chunk.
+
+    Examples longer than `max_len` tokens are left out. `example_at(i)` must always give the same example for i.
+    """
+
+    example_at: ExampleAt
+    renderer: HouseRenderer
+    pad_id: int
+    batch_tokens: int
+    max_len: int
+    seed: int
+    chunk_examples: int = 512
+
+    def chunk(self, number: int) -> list[Batch]:
+        """Chunk `number` (0, 1, ...) as batches in their order."""
+        first = number * self.chunk_examples
+        rows = [encode(self.renderer, self.example_at(first + i)) for i in range(self.chunk_examples)]
+        rows = sorted((row for row in rows if len(row.ids) <= self.max_len), key=lambda row: len(row.ids))
+        groups: list[list[Encoded]] = [[]]
+        for row in rows:
+            if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > self.batch_tokens:
+                groups.append([])
+            groups[-1].append(row)
+        batches = [collate(group, self.pad_id) for group in groups if group]
+        random.Random(f"{self.seed}/{number}").shuffle(batches)
+        return batches
+
+
+def mixed(
+    mixture: Mixture, seed: int, sources: Mapping[str, Sequence[Example]] | None = None, share: float = 0.0
+) -> ExampleAt:
+    """Example i of a stream: with probability `share` a record of one of `sources`, else a generated one."""
+    names = sorted(name for name in sources or {} if (sources or {})[name])
+
+    def example_at(index: int) -> Example:
+        rng = random.Random(f"source/{seed}/{index}")
+        if names and sources is not None and rng.random() < share:
+            records = sources[names[rng.randrange(len(names))]]
+            return records[rng.randrange(len(records))]
+        return mixture.example(seed, index)
+
+    return example_at
