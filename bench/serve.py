@@ -31,6 +31,7 @@ from smelt import native
 from smelt.checkpoint import open_checkpoint, resolve_model
 from smelt.cli.load import load_engine
 from smelt.engine.measure import BATCH, DECODE_LEN, DECODE_PROMPT_LEN, PREFILL_LEN, measure
+from smelt.tokenizer import Tokenizer
 
 HTTP_ANSWER_LEN = 128
 
@@ -45,7 +46,8 @@ def free_port() -> int:
 class Server:
     """A live `smelt serve` process of our own."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, control_ids: set[int]) -> None:
+        self._never_stop = dict.fromkeys(map(str, control_ids), -100.0)
         self.url = f"http://127.0.0.1:{(port := free_port())}"
         command = [
             sys.executable,
@@ -58,7 +60,7 @@ class Server:
             str(port),
         ]
         start = time.perf_counter()
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
             try:
                 httpx.get(self.url + "/health", timeout=1).raise_for_status()
@@ -84,16 +86,15 @@ class Server:
             "stream": True,
         }
         body["stream_options"] = {"include_usage": True}
-        body["logit_bias"] = self.never_stop
+        body["logit_bias"] = self._never_stop
         start, first, tokens = time.perf_counter(), 0.0, 0
         with httpx.stream("POST", self.url + "/v1/completions", json=body, timeout=120) as reply:
+            reply.raise_for_status()
             for line in reply.iter_lines():
                 if line.startswith("data: {"):
                     first = first or time.perf_counter() - start
                     tokens = (json.loads(line[6:]).get("usage") or {}).get("completion_tokens", tokens)
         return first, time.perf_counter() - start, tokens
-
-    never_stop: dict[str, float] = {}
 
     def close(self) -> None:
         """End the process."""
@@ -101,11 +102,11 @@ class Server:
         self._process.wait(20)
 
 
-def http_sample(server: Server, vocab_size: int) -> dict[str, float]:
+def http_sample(server: Server, text_ids: list[int]) -> dict[str, float]:
     """One round through the server: TTFT of a long prompt, decode of one stream, decode of eight."""
 
     def prompt(length: int) -> list[int]:
-        return [random.randrange(vocab_size // 2, vocab_size) for _ in range(length)]
+        return random.choices(text_ids, k=length)
 
     ttft_s, _, _ = server.stream(prompt(PREFILL_LEN))
     first, whole, tokens = server.stream(prompt(DECODE_PROMPT_LEN))
@@ -145,8 +146,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         rival = Rival(
             gguf, context_len=4096, num_sequences=BATCH, num_threads=args.threads, vocab_size=config.vocab_size
         )
-        server = Server(args.model)
-        server.never_stop = {str(i): -100.0 for i in config.eos_ids}
+        control_ids = set(Tokenizer.load(checkpoint.folder).control_ids.values())
+        text_ids = [i for i in range(config.vocab_size) if i not in control_ids]
+        server = Server(args.model, control_ids)
         rival_sample(rival, config.vocab_size)
         for sample in measure(engine, config.vocab_size, rounds=args.rounds):
             found = {
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
                 "batch8_tok_s": sample.batch_tok_s,
                 "read_gb_s": native.read_bandwidth(),
                 **rival_sample(rival, config.vocab_size),
-                **http_sample(server, config.vocab_size),
+                **http_sample(server, text_ids),
             }
             for name, value in found.items():
                 samples.setdefault(name, []).append(value)
