@@ -21,6 +21,16 @@ HELLO: Script = (
 )
 
 
+class Letters:
+    """A vocabulary in which every token is one byte."""
+
+    vocab_size = 256
+    control_ids: Mapping[str, int] = {}
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+
 class FakeLLM:
     """Plays `script` for every request; an exception in it is raised there.
 
@@ -29,6 +39,9 @@ class FakeLLM:
     """
 
     name = "fake"
+    context_len = 1000
+    max_output_len = 500
+    tokenizer = Letters()
     created = 1_700_000_000
     fingerprint = "fp_fake"
 

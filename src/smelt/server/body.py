@@ -16,18 +16,18 @@ from typing import Any
 from starlette.requests import Request
 
 from smelt.core.errors import InvalidRequestError, PayloadTooLargeError
-from smelt.server.errors import StatusError, timeout_error
+from smelt.server.errors import StatusError, shown, timeout_error
 from smelt.server.settings import Settings
 
 MAX_DEPTH = 64
-MAX_BRACKETS = 400_000  # arrays and objects, each counted twice: 20 MB of "[]," would otherwise be 7 million objects
+MAX_VALUES = 500_000  # commas and opening brackets: 20 MB of "1," would otherwise be 10 million objects
 MAX_NUMBER_LEN = 400  # the longest shortest-form double has 24 characters; int() is quadratic in its digits
 
 LINGER_BYTES = 128 * 2**20  # of a body that is too large, read and dropped
 
 # Possessive quantifiers (*+): a 20 MB string is one match that keeps nothing to backtrack into.
 _LANDMARK = re.compile(
-    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|(?P<open>[\[{])|(?P<close>[\]}])|(?P<number>[0-9.eE+-]{401,})', re.S
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|(?P<comma>,)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<number>[0-9.eE+-]{401,})', re.S
 )
 
 
@@ -105,24 +105,31 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _not_json(reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"We could not parse the JSON body of your request: {reason}.", code="invalid_json")
+def _not_json(reason: str, param: str | None = None) -> InvalidRequestError:
+    message = f"We could not parse the JSON body of your request: {reason}."
+    return InvalidRequestError(message, param=param, code="invalid_json")
 
 
 def _measure(text: str) -> None:
-    depth = brackets = 0
+    """Refuse what would be expensive to parse, before it is parsed."""
+    depth = num_values = 0
+    last_key = ""  # of the outermost object: the parameter to blame
     for match in _LANDMARK.finditer(text):
         kind = match.lastgroup
         if kind is None:
-            continue
-        if kind == "number":
+            if depth == 1:
+                last_key = match.group()[1:-1]
+        elif kind == "number":
             raise _not_json(f"a number has more than {MAX_NUMBER_LEN} characters")
-        depth += 1 if kind == "open" else -1
-        brackets += 1
-        if depth > MAX_DEPTH:
-            raise _not_json(f"it is nested deeper than {MAX_DEPTH} levels")
-        if brackets > MAX_BRACKETS:
-            raise _not_json(f"it has more than {MAX_BRACKETS // 2} arrays and objects")
+        elif kind == "close":
+            depth -= 1
+        else:
+            depth += kind == "open"
+            num_values += 1
+            if depth > MAX_DEPTH:
+                raise _not_json(f"it is nested deeper than {MAX_DEPTH} levels")
+            if num_values > MAX_VALUES:
+                raise _not_json(f"it has more than {MAX_VALUES} values", param=shown(last_key) or None)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def _prepare(service: Service, raw: dict[str, Any]) -> tuple[ChatBody, Prepared]
     body = validate(ChatBody, raw, CHAT)
     model = service.resolve(body.model)
     body.check(service.settings)
+    question = body.question()
+    service.check_length((message.text for message in question.messages), "messages")
     try:
-        return body, model.prepare(body.question())
+        return body, model.prepare(question)
     except InvalidRequestError as error:
         if error.param == "max_tokens":  # the caller may have used its newer name
             raise InvalidRequestError(error.message, param=body.limit_field, code=error.code) from None

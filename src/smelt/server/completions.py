@@ -45,6 +45,9 @@ def _prepare(service: Service, raw: dict[str, Any]) -> tuple[CompletionBody, lis
     body = validate(CompletionBody, raw, COMPLETIONS)
     model = service.resolve(body.model)
     body.check(service.settings)
+    for prompt in body.prompts:
+        if isinstance(prompt, str):
+            service.check_length([prompt], "prompt")
     limit = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.params(max_tokens=limit, top_logprobs=body.logprobs)
     return body, [model.prepare_completion(prompt, params, echo=bool(body.echo)) for prompt in body.prompts]

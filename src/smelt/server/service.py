@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
-from smelt.core.errors import NotFoundError, OverloadedError
+from smelt.core.errors import ContextLengthError, NotFoundError, OverloadedError
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
 from smelt.generate.completion import PromptText
@@ -24,11 +24,35 @@ from smelt.server.settings import ANY_MODEL, Settings
 from smelt.server.streaming import EventStream, while_connected
 
 T = TypeVar("T")
+SHRINKAGE = 4  # some tokenizers normalise first; composing characters at most quarters the bytes
 Events = AsyncGenerator[AnswerEvent | PromptText, None]
+
+
+class Vocabulary(Protocol):
+    """What the server needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are 0 to vocab_size - 1."""
+        ...
+
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """Ids that no text has."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes a token stands for."""
+        ...
 
 
 class ServedModel(Protocol):
     """What the server needs of `generate.LLM`."""
+
+    @property
+    def tokenizer(self) -> Vocabulary:
+        """Its tokenizer."""
+        ...
 
     @property
     def name(self) -> str:
@@ -79,6 +103,7 @@ class Service:
         self.llm = llm
         self.settings = settings
         self.metrics = Metrics(llm)
+        self.bytes_per_token = _longest_token_len(llm.tokenizer)
         self.num_admitted = 0
         self.num_buffered_bytes = 0
 
@@ -94,6 +119,20 @@ class Service:
         raise NotFoundError(
             f"The model `{shown(name)}` does not exist or you do not have access to it.", code="model_not_found"
         )
+
+    def check_length(self, texts: Iterable[str], noun: str) -> None:
+        """Refuse, before any tokenizing, a prompt that cannot fit: tokenizing 2 MB takes seconds and 350 MB.
+
+        Raises ContextLengthError. Counts as if every token were the longest one.
+        """
+        num_bytes = sum(len(text.encode()) for text in texts) // SHRINKAGE
+        least = -(-num_bytes // self.bytes_per_token)
+        if least > self.llm.context_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.llm.context_len} tokens. However, your {noun} resulted "
+                f"in at least {least} tokens. Please reduce the length of the {noun}.",
+                param=noun,
+            )
 
     @contextmanager
     def admission(self) -> Iterator[None]:
@@ -126,6 +165,12 @@ class Service:
             yield take
         finally:
             self.num_buffered_bytes -= taken
+
+
+def _longest_token_len(vocabulary: Vocabulary) -> int:
+    """Bytes of the longest token that text can have."""
+    controls = set(vocabulary.control_ids.values())
+    return max(len(vocabulary.token_bytes(i)) for i in range(vocabulary.vocab_size) if i not in controls)
 
 
 def service_of(request: Request) -> Service:
