@@ -24,7 +24,7 @@ from smelt.checkpoint import strict_json
 from smelt.checkpoint.hf_config import from_hf, to_hf
 from smelt.checkpoint.migrations import FORMAT_VERSION, Content, migrate
 from smelt.checkpoint.safetensors import FloatDtype
-from smelt.checkpoint.weights import Weights, open_weights, write_weights
+from smelt.checkpoint.weights import Selection, Weights, open_weights, write_weights
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import CheckpointError
 
@@ -139,8 +139,7 @@ def save_checkpoint(
     without, a present non-empty folder raises CheckpointError, as do tensors that do not fit `config`.
     """
     folder = Path(folder)
-    checked = _checked({name: np.asarray(tensors[name]) for name in tensors}, config)
-    ordered = {name: checked[name] for name in config.tensor_shapes()}
+    ordered = Selection(_checked(tensors, config), list(config.tensor_shapes()))
     if folder.exists() and not (replace or _is_empty_dir(folder)):
         raise CheckpointError(f"{folder.name}: already there; choose another folder, or replace it")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,22 @@ class Weights(Mapping[str, NDArray[np.float32]]):
             digest.update(file.sample(name, _SAMPLE_BYTES))
 
 
+class Selection(Mapping[str, NDArray[Any]]):
+    """Some tensors of a mapping in a given order, still read on access, so that saving holds one at a time."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], names: Sequence[str]) -> None:
+        self._tensors, self._names = tensors, names
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def open_weights(folder: Path) -> Weights:
     """The folder's model.safetensors, or the shards its index names.
 
@@ -104,7 +121,7 @@ def _open_shards(folder: Path) -> Weights:
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, NDArray[np.float32]], *, dtype: FloatDtype, max_shard_bytes: int
+    folder: Path, tensors: Mapping[str, NDArray[Any]], *, dtype: FloatDtype, max_shard_bytes: int
 ) -> None:
     """Write model.safetensors, or numbered shards of at most `max_shard_bytes` (or one tensor) and their index."""
     item_bytes = 4 if dtype == "F32" else 2
@@ -124,7 +141,7 @@ def write_weights(
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / shard, {name: tensors[name] for name in names}, dtype)
+        write_file(folder / shard, Selection(tensors, names), dtype)
         weight_map |= dict.fromkeys(names, shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_bytes(strict_json.dump(index))
