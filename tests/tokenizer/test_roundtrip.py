@@ -79,7 +79,7 @@ def _settled(text: str) -> bool:
     return all(ord(char) < 0x10000 and unicodedata.category(char) != "Cn" for char in text)
 
 
-@pytest.mark.parametrize("pattern", ["house", "qwen2", "o200k_base"])
+@pytest.mark.parametrize("pattern", ["house", "copying", "qwen2", "o200k_base"])
 def test_encode_equals_a_naive_bpe(pattern: str) -> None:
     tokenizer = train_tokenizer(CORPUS, 600, pattern=pattern)
 
@@ -90,9 +90,12 @@ def test_encode_equals_a_naive_bpe(pattern: str) -> None:
     check()
 
 
-def test_names_and_numbers_are_the_same_ids_in_a_sentence_and_in_json() -> None:
-    tokenizer = train_tokenizer(["Fly from Berlin to Oslo on 24.12.2025, Schäfer said. 我去北京"] * 5, 400)
-    for copied in ("Berlin", "Schäfer", "2025", "北京", "AB-1234"):
+@pytest.mark.parametrize("pattern", ["house", "copying"])
+def test_names_and_numbers_are_the_same_ids_in_a_sentence_and_in_json(pattern: str) -> None:
+    corpus = ["Fly from Berlin to Oslo on 24.12.2025, Schäfer said. 我去北京", "Order espresso, the order is due"] * 5
+    tokenizer = train_tokenizer(corpus, 400, pattern=pattern)
+    # Han characters one by one in "house", lower-case words alone in "copying".
+    for copied in ("Berlin", "Schäfer", "2025", "AB-1234", {"house": "北京", "copying": "espresso"}[pattern]):
         inside = tokenizer.encode(copied)
         for around in (f"the {copied} flight", f'{{"city":"{copied}"}}', f"去{copied}。"):
             ids = tokenizer.encode(around)
