@@ -36,7 +36,7 @@ def assert_equal(found: StepBatch, expected: StepBatch) -> None:
         np.testing.assert_array_equal(mine, theirs, err_msg=field.name)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_used_builder_equals_a_fresh_one(data):
     """Arrivals, ends, preemptions, forced tokens, masks, penalties, scores: every array, at every step."""
@@ -119,3 +119,18 @@ def test_a_sequence_that_comes_back_with_as_many_other_blocks_gets_its_new_table
     sequence.forget_computed()
     sequence.blocks = [2, 0]
     assert builder.build([Chunk.of(sequence, 4)]).block_tables[0, :2].tolist() == [2, 0]
+
+
+def test_a_chunk_that_draws_nothing_keeps_no_mask_of_the_step_before():
+    """The same two sequences; in the second step one has forced tokens left to compute and is not drawn from."""
+    builder = BatchBuilder(vocab_size=VOCAB, max_running=2)
+    sequences = [EngineSequence(request([1], matcher=FakeGrammar(i))) for i in range(2)]
+    for sequence in sequences:
+        sequence.blocks = [0, 1]
+    assert build(builder, [Chunk.of(sequence, 1) for sequence in sequences]).mask_rows.tolist() == [0, 1]
+    for sequence in sequences:
+        sequence.num_computed, sequence.decoding = 1, True
+        sequence.append(2)
+    sequences[0].append(3)
+    batch = build(builder, [Chunk.of(sequence, 1) for sequence in sequences])
+    assert batch.mask_rows.tolist() == [-1, 0] and len(batch.masks) == 1

@@ -151,12 +151,12 @@ class EngineMachine(RuleBasedStateMachine):
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 TestRandomRequests = EngineMachine.TestCase
-TestRandomRequests.settings = settings(max_examples=400, stateful_step_count=25, **_COMMON)
+TestRandomRequests.settings = settings(max_examples=300, stateful_step_count=25, **_COMMON)
 
 
 class _Long(EngineMachine):
     pass
 
 
-TestManyRandomRequests = pytest.mark.slow(_Long.TestCase)
-TestManyRandomRequests.settings = settings(max_examples=4000, stateful_step_count=50, **_COMMON)
+TestManyRandomRequests = pytest.mark.timeout(1200)(pytest.mark.slow(_Long.TestCase))
+TestManyRandomRequests.settings = settings(max_examples=3000, stateful_step_count=50, **_COMMON)
