@@ -1,4 +1,4 @@
-"""From chunks to a StepBatch, cheaply: a decode step of a tiny model takes 0.3 ms, and this runs before each.
+"""From chunks to a StepBatch, cheaply: a decode step of a tiny model takes a few hundred microseconds.
 
 What does not change between steps (sampling parameters, known block table entries) is kept per roster, the list of
 sequences in the step. While the roster stays and every sequence decodes one token, a step writes three integers per
