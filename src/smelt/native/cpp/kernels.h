@@ -3,7 +3,7 @@
 // Every result is a fixed sequence of operations per output element, whatever the number of tokens beside it: that is
 // what makes an answer independent of its batch mates. Rows of floats are padded with zeros to a multiple of 32.
 //
-// Files compiled with instruction-set flags (kernels_avx2.cpp and what it includes) must not instantiate inline functions
+// Files compiled with instruction-set flags (kernels_x86.cpp and what it includes) must not instantiate inline functions
 // of the standard library: the linker could keep that copy for everyone.
 #pragma once
 #include <stddef.h>
@@ -13,7 +13,6 @@ namespace smelt {
 
 constexpr int kLanes = 8;    // rows of weights interleaved; floats in a vector
 constexpr int kGroup = 32;   // weights, and activations, that share a scale
-constexpr int kZero = 64;    // 8-bit weights are stored as 0..127 around this zero
 constexpr int kTileRows = 16;  // query rows one call of `attend` takes (more only when one token has more)
 
 // out[t, r] = sum_k x[t, k] * w[r, k] + bias[r] for rows 8*first_block .. 8*last_block.
@@ -28,14 +27,14 @@ struct GemmF32 {
 };
 
 // The same with 8-bit weights and activations, summed exactly within groups of 32.
-// weights: row blocks of `block_bytes`; in each, bfloat16 scales [G][8], padded to 64 bytes (`scale_bytes`), then bytes
+// weights: row blocks of `block_bytes`; in each, bfloat16 scales [G][8], padded to 64 bytes (`scale_bytes`), then int8
 // [G][8][8 rows][4 k]. bfloat16 has float's range, so no matrix is too small or too large for it, and widening is a shift.
 struct GemmQ8 {
   const uint8_t* weights;
   const float* bias;  // or null
   const int8_t* x;       // [T, 32 G]
   const float* x_scale;  // [T, G]
-  const int32_t* x_zero;  // [T, G], -64 * sum of the group
+  const int32_t* x_sum;  // [T, G], sum of the group, for instruction sets that multiply unsigned by signed
   float* out;
   size_t block_bytes, scale_bytes, out_stride;
   int num_tokens, num_groups, first_block, last_block;
@@ -66,8 +65,8 @@ struct Kernels {
   const char* name;
   void (*gemm_f32)(const GemmF32&);
   void (*gemm_q8)(const GemmQ8&);
-  // x [32 * groups] -> int8, scale absmax/127 and -64*sum per group; a group with NaN or infinity gets scale NaN.
-  void (*quantize)(const float* x, int num_groups, int8_t* q, float* scale, int32_t* zero);
+  // x [32 * groups] -> int8, scale absmax/127 and sum of the int8 per group; a group with NaN or infinity gets scale NaN.
+  void (*quantize)(const float* x, int num_groups, int8_t* q, float* scale, int32_t* sum);
   // out = x / sqrt(mean(x^2) + eps) * weight over n values; `padded` values are read and written.
   void (*rms_norm)(const float* x, const float* weight, int n, int padded, float eps, float* out);
   void (*add)(float* x, const float* y, int padded);
@@ -82,10 +81,10 @@ struct Kernels {
 
 extern const Kernels kPortable;
 #ifdef SMELT_X86
-extern const Kernels kAvx2;
+extern const Kernels kAvx2, kAvxVnni, kAvx512Vnni;
 #endif
 
-// The named table ("avx2" or "portable"), or the best one this processor runs where `name` is null.
+// The table called "portable", "avx2", "avxvnni" or "avx512vnni", or the best one this processor runs where `name` is null.
 // Null where it is unknown or the processor lacks it.
 const Kernels* find_kernels(const char* name);
 

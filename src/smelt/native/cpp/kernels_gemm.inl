@@ -30,82 +30,96 @@ void tile_f32(const GemmF32& g, int block, int token) {
   }
 }
 
-#ifdef SMELT_AVX2
-inline __m256i dot_step(__m256i acc, __m256i w, __m256i x) {
-  // 127 * 127 * 2 fits int16: no saturation.
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
-}
-
-// Integer part of one group: sum over 32 k of (weight - 64) * x, for B x 8 rows and T tokens.
+// One group of a tile: B row blocks' codes, T tokens' values and their sums.
 template <int B, int T>
-inline void group_dots(const uint8_t* const* w, const int8_t* const* x, const int32_t* const* zero, int group, i8 (*out)[T]) {
+struct Group {
+  const int8_t* w[B];
+  const int8_t* x[T];
+  int32_t sum[T];
+};
+
+// Integer part of one group: sum over 32 k of weight * x, for B x 8 rows and T tokens. Exact everywhere.
+#if defined(SMELT_VNNI)
+template <int B, int T>
+inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
+  // The instruction multiplies unsigned by signed: weight + 128, and 128 * sum taken off beforehand.
   __m256i acc[B][T];
   for (int t = 0; t < T; ++t)
-    for (int b = 0; b < B; ++b) acc[b][t] = _mm256_set1_epi32(zero[t][group]);
-  for (int j = 0; j < 8; ++j) {
-    __m256i row[B];
-    for (int b = 0; b < B; ++b)
-      row[b] = _mm256_load_si256(reinterpret_cast<const __m256i*>(w[b] + size_t(group) * 256 + size_t(j) * 32));
-    for (int t = 0; t < T; ++t) {
-      int32_t four;
-      memcpy(&four, x[t] + size_t(group) * kGroup + size_t(j) * 4, 4);
-      const __m256i value = _mm256_set1_epi32(four);
-      for (int b = 0; b < B; ++b) acc[b][t] = dot_step(acc[b][t], row[b], value);
+    for (int b = 0; b < B; ++b) acc[b][t] = _mm256_set1_epi32(-128 * g.sum[t]);
+  for (int j = 0; j < 8; ++j)
+    for (int b = 0; b < B; ++b) {
+      const __m256i w = _mm256_xor_si256(load_bytes(g.w[b] + j * 32), _mm256_set1_epi8(-128));
+      for (int t = 0; t < T; ++t) acc[b][t] = dpbusd(acc[b][t], w, splat_bytes(g.x[t] + j * 4));
     }
-  }
+  for (int b = 0; b < B; ++b)
+    for (int t = 0; t < T; ++t) memcpy(&out[b][t], &acc[b][t], sizeof(i8));
+}
+#elif defined(SMELT_AVX2)
+template <int B, int T>
+inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
+  // |weight| times x with the weight's sign: 128 * 127 * 2 fits int16, so nothing saturates.
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i acc[B][T];
+  for (int b = 0; b < B; ++b)
+    for (int t = 0; t < T; ++t) acc[b][t] = _mm256_setzero_si256();
+  for (int j = 0; j < 8; ++j)
+    for (int b = 0; b < B; ++b) {
+      const __m256i w = load_bytes(g.w[b] + j * 32), magnitude = _mm256_abs_epi8(w);
+      for (int t = 0; t < T; ++t) {
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(splat_bytes(g.x[t] + j * 4), w));
+        acc[b][t] = _mm256_add_epi32(acc[b][t], _mm256_madd_epi16(pairs, ones));
+      }
+    }
   for (int b = 0; b < B; ++b)
     for (int t = 0; t < T; ++t) memcpy(&out[b][t], &acc[b][t], sizeof(i8));
 }
 #else
 template <int B, int T>
-inline void group_dots(const uint8_t* const* w, const int8_t* const* x, const int32_t* const* zero, int group, i8 (*out)[T]) {
-  for (int b = 0; b < B; ++b) {
-    const uint8_t* bytes = w[b] + size_t(group) * 256;
+inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
+  for (int b = 0; b < B; ++b)
     for (int t = 0; t < T; ++t) {
-      const int8_t* values = x[t] + size_t(group) * kGroup;
-      i8 acc = splat(zero[t][group]);
+      i8 acc = splat(0);
       for (int j = 0; j < 8; ++j)
         for (int r = 0; r < kLanes; ++r)
-          for (int i = 0; i < 4; ++i) acc[r] += int32_t(bytes[j * 32 + r * 4 + i]) * int32_t(values[j * 4 + i]);
+          for (int i = 0; i < 4; ++i) acc[r] += int32_t(g.w[b][j * 32 + r * 4 + i]) * int32_t(g.x[t][j * 4 + i]);
       out[b][t] = acc;
     }
-  }
 }
 #endif
 
 template <int B, int T>
 void tile_q8(const GemmQ8& g, int block, int token) {
   const uint16_t* scales[B];
-  const uint8_t* w[B];
-  const int8_t* x[T];
-  const int32_t* zero[T];
+  const int32_t* sums[T];
   const float* x_scale[T];
+  Group<B, T> at;
   f8 acc[B][T];
   for (int b = 0; b < B; ++b) {
     const uint8_t* base = g.weights + size_t(block + b) * g.block_bytes;
     scales[b] = reinterpret_cast<const uint16_t*>(base);
-    w[b] = base + g.scale_bytes;
+    at.w[b] = reinterpret_cast<const int8_t*>(base + g.scale_bytes);
   }
   const size_t groups = size_t(g.num_groups);
   for (int t = 0; t < T; ++t) {
-    x[t] = g.x + size_t(token + t) * groups * kGroup;
-    zero[t] = g.x_zero + size_t(token + t) * groups;
+    at.x[t] = g.x + size_t(token + t) * groups * kGroup;
+    sums[t] = g.x_sum + size_t(token + t) * groups;
     x_scale[t] = g.x_scale + size_t(token + t) * groups;
   }
   for (int b = 0; b < B; ++b)
     for (int t = 0; t < T; ++t) acc[b][t] = splat(0.0f);
-  for (int group = 0; group < g.num_groups; ++group) {
+  for (size_t group = 0; group < groups; ++group) {
     i8 dots[B][T];
-#ifdef SMELT_AVX2
-    if (T == 1)  // from memory: a kilobyte ahead keeps the stream going
+    if (T == 1)  // one token reads from memory: a kilobyte ahead keeps the stream going
       for (int b = 0; b < B; ++b)
-        for (int line = 0; line < 4; ++line) _mm_prefetch(w[b] + size_t(group) * 256 + 1024 + size_t(line) * 64, _MM_HINT_T0);
-#endif
-    group_dots<B, T>(w, x, zero, group, dots);
+        for (int line = 0; line < 4; ++line) __builtin_prefetch(at.w[b] + 1024 + line * 64);
+    for (int t = 0; t < T; ++t) at.sum[t] = sums[t][group];
+    group_dots<B, T>(at, dots);
     for (int b = 0; b < B; ++b) {
-      const f8 scale = load_bf16(scales[b] + size_t(group) * kLanes);
+      const f8 scale = load_bf16(scales[b] + group * kLanes);
       for (int t = 0; t < T; ++t) acc[b][t] = fma(to_float(dots[b][t]), scale * splat(x_scale[t][group]), acc[b][t]);
+      at.w[b] += kLanes * kGroup;
     }
+    for (int t = 0; t < T; ++t) at.x[t] += kGroup;
   }
   for (int b = 0; b < B; ++b) {
     const size_t row = size_t(block + b) * kLanes;

@@ -2,7 +2,7 @@
 namespace smelt {
 namespace {
 
-void quantize(const float* x, int num_groups, int8_t* q, float* scale, int32_t* zero) {
+void quantize(const float* x, int num_groups, int8_t* q, float* scale, int32_t* sum) {
   for (int group = 0; group < num_groups; ++group, x += kGroup, q += kGroup) {
     // As integers, magnitudes order like floats, and infinity and NaN come last: they are never lost.
     i8 most = splat(0);
@@ -27,9 +27,8 @@ void quantize(const float* x, int num_groups, int8_t* q, float* scale, int32_t* 
       total += rounded;
       for (int lane = 0; lane < kLanes; ++lane) q[i + lane] = int8_t(rounded[lane]);
     }
-    int32_t sum_q = 0;
-    for (int i = 0; i < kLanes; ++i) sum_q += total[i];
-    zero[group] = -kZero * sum_q;
+    sum[group] = 0;
+    for (int i = 0; i < kLanes; ++i) sum[group] += total[i];
   }
 }
 

@@ -34,14 +34,14 @@ void Activations::reserve(int num_tokens, int k, bool quantized) {
   if (!quantized) return;
   bytes_.reserve(num_values);
   scales_.reserve(num_values / kGroup * sizeof(float));
-  zeros_.reserve(num_values / kGroup * sizeof(int32_t));
+  sums_.reserve(num_values / kGroup * sizeof(int32_t));
 }
 
 void Activations::quantize(const Kernels& kernels, int token, int first_group, int last_group) {
   if (!quantized_) return;
   const size_t group = size_t(token) * size_t(stride_ / kGroup) + size_t(first_group);
   kernels.quantize(row(token) + size_t(first_group) * kGroup, last_group - first_group,
-                   bytes_.as<int8_t>() + group * kGroup, scales_.as<float>() + group, zeros_.as<int32_t>() + group);
+                   bytes_.as<int8_t>() + group * kGroup, scales_.as<float>() + group, sums_.as<int32_t>() + group);
 }
 
 Linear::Linear(int rows, int k, bool quantized)
@@ -76,15 +76,14 @@ bool Linear::put_row(int row, const float* values) {
     const int count = k_ - group * kGroup < kGroup ? k_ - group * kGroup : kGroup;
     float absmax = 0.0f;
     for (int i = 0; i < count; ++i) absmax = std::fabs(from[i]) > absmax ? std::fabs(from[i]) : absmax;
-    // Codes reach from -64 to 63: 63.5 splits the error at both ends. Weights below 1e-30 count as 0.
-    const uint16_t half = absmax > 1e-30f ? bf16_above(absmax / 63.5f) : uint16_t(0);
+    // Codes reach from -128 to 127: 127.5 splits the error at both ends. Weights below 1e-30 count as 0.
+    const uint16_t half = absmax > 1e-30f ? bf16_above(absmax / 127.5f) : uint16_t(0);
     scales[size_t(group) * kLanes + size_t(lane)] = half;
     const float inverse = half ? 1.0f / from_bf16(half) : 0.0f;
-    uint8_t* bytes = base + scale_bytes_ + size_t(group) * kLanes * kGroup;
+    int8_t* codes = reinterpret_cast<int8_t*>(base + scale_bytes_) + size_t(group) * kLanes * kGroup;
     for (int i = 0; i < kGroup; ++i) {
-      long code = i < count ? std::lrintf(from[i] * inverse) : 0;
-      code = code < -kZero ? -kZero : (code > kZero - 1 ? kZero - 1 : code);
-      bytes[byte_of(i, lane)] = uint8_t(code + kZero);
+      const long code = i < count ? std::lrintf(from[i] * inverse) : 0;
+      codes[byte_of(i, lane)] = int8_t(code < -128 ? -128 : (code > 127 ? 127 : code));
     }
   }
   return true;
@@ -106,8 +105,8 @@ void Linear::read_row(int row, float* out) const {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(base);
   for (int k = 0; k < k_; ++k) {
     const int group = k / kGroup;
-    const uint8_t* bytes = base + scale_bytes_ + size_t(group) * kLanes * kGroup;
-    out[k] = from_bf16(scales[size_t(group) * kLanes + size_t(lane)]) * float(int(bytes[byte_of(k % kGroup, lane)]) - kZero);
+    const int8_t* codes = reinterpret_cast<const int8_t*>(base + scale_bytes_) + size_t(group) * kLanes * kGroup;
+    out[k] = from_bf16(scales[size_t(group) * kLanes + size_t(lane)]) * float(codes[byte_of(k % kGroup, lane)]);
   }
 }
 
@@ -122,7 +121,7 @@ void Linear::multiply(const Kernels& kernels, const Activations& x, int token, i
   }
   const size_t group = size_t(token) * size_t(num_groups_);
   kernels.gemm_q8({weights_.as<uint8_t>(), bias, x.bytes_.as<int8_t>() + group * kGroup, x.scales_.as<float>() + group,
-                   x.zeros_.as<int32_t>() + group, out, block_bytes_, scale_bytes_, size_t(out_stride), num_tokens,
+                   x.sums_.as<int32_t>() + group, out, block_bytes_, scale_bytes_, size_t(out_stride), num_tokens,
                    num_groups_, first_block, last_block});
 }
 

@@ -23,7 +23,7 @@ class Activations {
 
  private:
   friend class Linear;
-  Buffer floats_, bytes_, scales_, zeros_;
+  Buffer floats_, bytes_, scales_, sums_;
   int stride_ = 0;
   bool quantized_ = false;
 };

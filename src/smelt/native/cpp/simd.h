@@ -6,6 +6,9 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #define SMELT_AVX2 1
 #include <immintrin.h>
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+#define SMELT_VNNI 1
+#endif
 #endif
 
 namespace smelt {
@@ -80,6 +83,26 @@ inline f8 exponential(f8 x) {
   p = x < low ? splat(0.0f) : p;
   return x > high ? splat(__builtin_inff()) : p;
 }
+
+#ifdef SMELT_AVX2
+inline __m256i load_bytes(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// Four bytes, eight times.
+inline __m256i splat_bytes(const int8_t* p) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+#endif
+#ifdef SMELT_VNNI
+inline __m256i dpbusd(__m256i acc, __m256i a, __m256i b) {
+#ifdef __AVXVNNI__
+  return _mm256_dpbusd_avx_epi32(acc, a, b);
+#else
+  return _mm256_dpbusd_epi32(acc, a, b);
+#endif
+}
+#endif
 
 // Eight bfloat16 widened.
 inline f8 load_bf16(const uint16_t* p) {
