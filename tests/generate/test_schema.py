@@ -73,10 +73,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_schemas_are_refused_at_once(name: str) -> None:
     schema, words = HOSTILE[name]
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(InvalidRequestError) as caught:
         check_schema(schema, SUBJECT)
-    assert time.perf_counter() - start < 1.0
+    assert time.thread_time() - start < 1.0
     assert caught.value.message.startswith("Invalid schema for response_format 'X': ")
     assert words in caught.value.message
     assert len(caught.value.message) < 700

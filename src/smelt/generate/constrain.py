@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from smelt.chat.renderer import CallSyntax
@@ -61,12 +61,17 @@ def constrain(request: ChatRequest, compiler: GrammarCompiler, syntax: CallSynta
     tools = offered_tools(request)
     if not tools:
         return _answer_only(request.response_format, compiler)
-    calls = [_call(request, tool, compiler) for tool in tools]
     otherwise = None if request.tool_choice.mode == "required" else _otherwise(request.response_format, compiler)
     parallel = request.parallel_tool_calls and not is_named(request.tool_choice)
-    lark = calls_grammar(syntax, calls, parallel=parallel, otherwise=otherwise)
-    subject = _tool_subject(request, tools[0]) if len(tools) == 1 else Subject("tools", "tools")
-    return _compiled(lambda: compiler.compile(lark), subject)
+
+    def grammar(calls: Sequence[tuple[CallRule, str]]) -> Constraint:
+        return compiler.compile(calls_grammar(syntax, calls, parallel=parallel, otherwise=otherwise))
+
+    try:
+        return grammar([(rule := _call(tool), json_rule(rule.schema)) for tool in tools])
+    except GrammarError:  # now find out whose schema it is, and whether it can do with less
+        calls = [_lenient_call(request, tool, compiler) for tool in tools]
+    return _compiled(lambda: grammar(calls), Subject("tools", "tools"))
 
 
 def _answer_only(form: ResponseFormat, compiler: GrammarCompiler) -> Constraint:
@@ -87,19 +92,23 @@ def _format_schema(form: ResponseFormat) -> Mapping[str, Any]:
     return ANY_OBJECT if form.kind == "json_object" or form.schema is None else tighten(form.schema)
 
 
-def _call(request: ChatRequest, tool: Tool, compiler: GrammarCompiler) -> tuple[CallRule, str]:
-    """A function and the rule of its arguments, proven to compile by itself."""
+def _call(tool: Tool) -> CallRule:
     schema = tighten({"type": "object", **tool.parameters}) if tool.parameters else NO_ARGUMENTS
-    rule = CallRule(tool.name, schema)
+    return CallRule(tool.name, schema)
+
+
+def _lenient_call(request: ChatRequest, tool: Tool, compiler: GrammarCompiler) -> tuple[CallRule, str]:
+    """A function and the rule of its arguments that compiles by itself. Raises InvalidRequestError."""
+    rule = _call(tool)
     try:
-        compiler.compile(json_grammar(schema))
-        return rule, json_rule(schema)
+        compiler.check(json_grammar(rule.schema))
+        return rule, json_rule(rule.schema)
     except GrammarError as error:
         subject = _tool_subject(request, tool)
         if tool.strict:
             raise subject.refuse(str(error)) from None
-        _compiled(lambda: compiler.compile(json_grammar(schema, lenient=True)), subject)
-        return rule, json_rule(schema, lenient=True)
+        _compiled(lambda: compiler.check(json_grammar(rule.schema, lenient=True)), subject)
+        return rule, json_rule(rule.schema, lenient=True)
 
 
 def _compiled(compile_: Callable[[], T], subject: Subject) -> T:

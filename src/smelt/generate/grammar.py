@@ -78,8 +78,7 @@ class GrammarCompiler:
         self._cache_size = cache_size
         self._cache: OrderedDict[bytes, Grammar] = OrderedDict()
         self._lock = threading.Lock()
-        self._tokenizer: llguidance.LLTokenizer | None = None
-        self._closers: Closers | None = None
+        self._tools: tuple[llguidance.LLTokenizer, Closers] | None = None
         self._free_text: FreeText | None = None
 
     def compile(self, lark: str) -> Grammar:
@@ -89,15 +88,17 @@ class GrammarCompiler:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-            if self._tokenizer is None or self._closers is None:
-                self._tokenizer, self._closers = self._build()
-            tokenizer, closers = self._tokenizer, self._closers
+        tokenizer, closers = self._built()
         grammar = Grammar(_prototype(tokenizer, lark), self._stop_ids, closers)
         with self._lock:
             self._cache[key] = grammar
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return grammar
+
+    def check(self, lark: str) -> None:
+        """Raise GrammarError unless `lark` would compile; nothing is kept."""
+        _prototype(self._built()[0], lark)
 
     def free_text(self) -> FreeText:
         """Any text: every token that has bytes, and the stop ids. No other control token can be drawn."""
@@ -121,6 +122,12 @@ class GrammarCompiler:
         mask: NDArray[np.uint32] = np.packbits(allowed, bitorder="little").view(np.uint32)
         mask.flags.writeable = False
         return mask
+
+    def _built(self) -> tuple[llguidance.LLTokenizer, Closers]:
+        with self._lock:
+            if self._tools is None:
+                self._tools = self._build()
+            return self._tools
 
     def _build(self) -> tuple[llguidance.LLTokenizer, Closers]:
         """llguidance's view of the vocabulary, from our own token bytes: about 1 s for 200,000 tokens."""

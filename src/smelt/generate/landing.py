@@ -154,5 +154,5 @@ def _first(row: U32) -> int:
     """The lowest token a mask allows, -1 if none."""
     for word, bits in enumerate(row.tolist()):
         if bits:
-            return word * 32 + (bits & -bits).bit_length() - 1
+            return word * 32 + int(bits & -bits).bit_length() - 1
     return -1

@@ -23,7 +23,7 @@ from smelt.generate.constrain import check_schemas, constrain, is_named, offered
 from smelt.generate.events import AnswerEvent
 from smelt.generate.grammar import GrammarCompiler
 from smelt.generate.options import LLMOptions, window
-from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit
+from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
 from smelt.generate.run import Run
 
 if TYPE_CHECKING:
@@ -153,17 +153,18 @@ class LLM:
         """
         renderer = self._chat_renderer()
         check_schemas(request)
-        ids, privileges, count = count_tokens(renderer, request)
-        max_new_tokens = fit(self._limits, count, request.params.max_tokens)
+        prompt = render(renderer, request)
+        max_new_tokens = fit(
+            self._limits, len(prompt), request.params.max_tokens, parts=lambda: count_tokens(renderer, request, prompt)
+        )
         params = check_params(request.params, self._limits, max_new_tokens)
         tools = offered_tools(request)
         return Prepared(
-            prompt_ids=ids,
-            privileges=privileges,
+            prompt_ids=prompt.ids,
+            privileges=prompt.privileges,
             params=params,
             max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids,
-            tokens=count,
             constraint=constrain(request, self._compiler, renderer.call_syntax),
             reader=lambda: renderer.reader(tools),
             hidden_ids=self._control_ids,
@@ -180,15 +181,13 @@ class LLM:
         InvalidRequestError and ContextLengthError.
         """
         raw = raw_prompt(self.tokenizer, prompt)
-        count = TokenCount(len(raw.ids), len(raw.ids), 0)
-        max_new_tokens = fit(self._limits, count, params.max_tokens, noun="prompt")
+        max_new_tokens = fit(self._limits, len(raw.ids), params.max_tokens)
         return Prepared(
             prompt_ids=raw.ids,
             privileges=bytes([Privilege.USER]) * len(raw.ids),
             params=check_params(params, self._limits, max_new_tokens),
             max_new_tokens=max_new_tokens,
             stop_ids=self._stop_ids,
-            tokens=count,
             constraint=self._compiler.free_text(),
             reader=lambda: TextReader(self.tokenizer),
             echo=raw.text if echo else None,
@@ -240,7 +239,8 @@ class LLM:
     def count(self, request: ChatRequest) -> TokenCount:
         """Prompt tokens the request would take; the context limit is not checked. Raises InvalidRequestError."""
         check_schemas(request)
-        return count_tokens(self._chat_renderer(), request)[2]
+        renderer = self._chat_renderer()
+        return count_tokens(renderer, request, render(renderer, request))
 
     def stats(self) -> Mapping[str, float]:
         """Gauges and counters for /metrics: the engine's (engine.EngineStats), and grammars kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from smelt.chat.renderer import Renderer, ReplyReader
+from smelt.chat.renderer import Rendered, Renderer, ReplyReader
 from smelt.core.errors import ContextLengthError, InvalidRequestError
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
@@ -47,7 +47,6 @@ class Prepared:
     params: SamplingParams
     max_new_tokens: int
     stop_ids: frozenset[int]
-    tokens: TokenCount
     constraint: Constraint
     reader: Callable[[], ReplyReader]
     hidden_ids: frozenset[int] = frozenset()
@@ -62,22 +61,28 @@ class Prepared:
         return self.echo is not None and self.params.top_logprobs is not None
 
 
-def count_tokens(renderer: Renderer, request: ChatRequest) -> tuple[list[int], bytes, TokenCount]:
-    """Render the request with an open assistant turn; ids, privileges and how many tokens each part takes."""
-    full = renderer.render(
-        request.messages, tools=offered_tools(request), response_format=request.response_format, open_turn=True
-    )
-    bare = renderer.render(request.messages, open_turn=True)
-    count = TokenCount(len(full), len(bare), len(full) - len(bare))
-    return full.ids, full.privileges, count
+def render(renderer: Renderer, request: ChatRequest) -> Rendered:
+    """The prompt of a request, with an open assistant turn. Tools that this answer may not use are not shown."""
+    tools, form = offered_tools(request), request.response_format
+    return renderer.render(request.messages, tools=tools, response_format=form, open_turn=True)
 
 
-def fit(limits: Limits, count: TokenCount, max_tokens: int | None, *, noun: str = "messages") -> int:
+def count_tokens(renderer: Renderer, request: ChatRequest, rendered: Rendered) -> TokenCount:
+    """What each part of the prompt takes; renders the messages once more where there is anything beside them."""
+    total = len(rendered)
+    if not offered_tools(request) and request.response_format.kind == "text":
+        return TokenCount(total, total, 0)
+    messages = len(renderer.render(request.messages, open_turn=True))
+    return TokenCount(total, messages, total - messages)
+
+
+def fit(
+    limits: Limits, prompt_len: int, max_tokens: int | None, *, parts: Callable[[], TokenCount] | None = None
+) -> int:
     """The answer's token limit. Raises ContextLengthError or InvalidRequestError in OpenAI's words.
 
-    `noun` is what the prompt is called: "messages" for chat, "prompt" for completions.
+    `parts` counts a chat prompt by its parts, for the message of a refusal; without it the prompt is a completion's.
     """
-    param = noun
     if max_tokens is not None and max_tokens > limits.max_output_len:
         raise InvalidRequestError(
             f"max_tokens is too large: {max_tokens}. This model supports at most {limits.max_output_len} completion "
@@ -85,27 +90,26 @@ def fit(limits: Limits, count: TokenCount, max_tokens: int | None, *, noun: str 
             param="max_tokens",
             code="invalid_value",
         )
-    window = f"This model's maximum context length is {limits.context_len} tokens. However, "
-    room = limits.context_len - count.total
-    if room < (1 if max_tokens is None else min(max_tokens, 1)):
-        parts = f" ({count.messages} in the {noun}, {count.tools} in the functions)" if count.tools else ""
-        also = " or functions" if count.tools else ""
+    room = limits.context_len - prompt_len
+    if room >= (1 if max_tokens is None else max_tokens):
+        return min(limits.max_output_len, room) if max_tokens is None else max_tokens
+    noun = "messages" if parts else "prompt"
+    count = parts() if parts else TokenCount(prompt_len, prompt_len, 0)
+    window = f"This model's maximum context length is {limits.context_len} tokens. However,"
+    if max_tokens is None or room < min(max_tokens, 1):
+        split = f" ({count.messages} in the {noun}, {count.tools} in the functions)" if count.tools else ""
+        lengths = f"{noun} or functions" if count.tools else noun
         raise ContextLengthError(
-            f"{window}your {noun} resulted in {count.total} tokens{parts}. "
-            f"Please reduce the length of the {noun}{also}.",
-            param=param,
+            f"{window} your {noun} resulted in {prompt_len} tokens{split}. Please reduce the length of the {lengths}.",
+            param=noun,
         )
-    if max_tokens is None:
-        return min(limits.max_output_len, room)
-    if max_tokens > room:
-        functions = f"{count.tools} in the functions, " if count.tools else ""
-        also = f"{noun}, functions," if count.tools else noun
-        raise ContextLengthError(
-            f"{window}you requested {count.total + max_tokens} tokens ({count.messages} in the {noun}, {functions}"
-            f"{max_tokens} in the completion). Please reduce the length of the {also} or completion.",
-            param=param,
-        )
-    return max_tokens
+    functions = f"{count.tools} in the functions, " if count.tools else ""
+    lengths = f"{noun}, functions," if count.tools else noun
+    raise ContextLengthError(
+        f"{window} you requested {prompt_len + max_tokens} tokens ({count.messages} in the {noun}, {functions}"
+        f"{max_tokens} in the completion). Please reduce the length of the {lengths} or completion.",
+        param=noun,
+    )
 
 
 def check_params(params: SamplingParams, limits: Limits, max_new_tokens: int) -> SamplingParams:

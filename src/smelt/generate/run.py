@@ -105,7 +105,7 @@ class Run:
             self._submit(len(self._texts))
         if self.done:
             prepared = self._prepared
-            events.append(AnswerUsage(Usage(prepared.tokens.total, self._completion_tokens, self._cached_tokens)))
+            events.append(AnswerUsage(Usage(len(prepared.prompt_ids), self._completion_tokens, self._cached_tokens)))
         return events
 
     def opening(self) -> list[Event]:

@@ -100,22 +100,21 @@ def _children(node: Mapping[str, Any], context: Context) -> Iterator[tuple[Any, 
 
 def _check_size(schema: Mapping[str, Any], subject: Subject) -> None:
     stack: list[tuple[Any, int]] = [(schema, 1)]
-    values = chars = 0
+    values, chars = 1, 0  # seen so far, those on the stack included
     while stack:
         value, depth = stack.pop()
-        values += 1
-        if isinstance(value, str):
-            chars += len(value)
-        elif isinstance(value, Mapping):
-            values += len(value)
-            chars += sum(len(key) for key in value)
-            stack.extend((child, depth + 1) for child in value.values())
-        elif isinstance(value, list | tuple):
-            stack.extend((child, depth + 1) for child in value)
         if depth > MAX_DEPTH:
             raise subject.refuse(f"it is nested deeper than {MAX_DEPTH} levels.")
-        if values + len(stack) > MAX_VALUES:
-            raise subject.refuse(f"it has more than {MAX_VALUES} values.")
+        if isinstance(value, str):
+            chars += len(value)
+        elif isinstance(value, Mapping | list | tuple):
+            values += len(value) * (2 if isinstance(value, Mapping) else 1)
+            if values > MAX_VALUES:
+                raise subject.refuse(f"it has more than {MAX_VALUES} values.")
+            if isinstance(value, Mapping):
+                chars += sum(map(len, value))
+            children = value.values() if isinstance(value, Mapping) else value
+            stack.extend((child, depth + 1) for child in children)
         if chars > MAX_CHARS:
             raise subject.refuse(f"its names and strings have more than {MAX_CHARS} characters.")
 
