@@ -78,3 +78,20 @@ def shared_data() -> Path:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random house-shaped model with a trained tokenizer: servable, and nonsense. Do not write into it."""
     return make_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def served_folder(tiny_folder: Path) -> Path:
+    """The shipped model where there is one, else the tiny random one."""
+    from smelt.checkpoint.hub import SHIPPED
+
+    return SHIPPED / "spark" if (SHIPPED / "spark" / "config.json").is_file() else tiny_folder
+
+
+@pytest.fixture(scope="session")
+def live_url(served_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server process of `served_folder` on a free loopback port: its URL without /v1."""
+    from tests.server.live import running
+
+    with running(served_folder, tmp_path_factory.mktemp("served")) as server:
+        yield server.base_url

@@ -47,16 +47,14 @@ def _by_model(text: str, model: str, *, request: bool) -> dict[str, Any]:
     if not request:
         return _of_text(tokenizer, text, model)
     from smelt.chat import renderer_for
-    from smelt.generate.prepare import count_tokens
+    from smelt.generate.prepare import count_tokens, render
     from smelt.server.chat_request import ChatBody
     from smelt.server.matrix import CHAT
     from smelt.server.validation import validate
 
     renderer = renderer_for(tokenizer)
-    if renderer is None:
-        raise InvalidRequestError(f"{model} is a base model without a chat format; count plain text instead")
     question = validate(ChatBody, _object(text), CHAT).question()
-    count = count_tokens(renderer, question)[2]
+    count = count_tokens(renderer, question, render(renderer, question))
     return {"tokens": count.total, "messages": count.messages, "tools": count.tools, "tokenizer": model, "exact": True}
 
 
