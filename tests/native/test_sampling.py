@@ -66,8 +66,8 @@ chunks = st.builds(
 )
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("isa", sorted({ISAS[0], ISAS[-1]}))
+@settings(max_examples=120, deadline=None)
 @given(parts=st.lists(chunks, min_size=1, max_size=5), spread=st.sampled_from([0.02, 1.0, 4.0]))
 def test_draws_and_reports_are_the_twins(isa: str, parts: list[dict[str, Any]], spread: float) -> None:
     """A draw can differ only where u falls within rounding of a boundary, which these never do twice in a lifetime."""

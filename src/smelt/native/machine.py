@@ -34,7 +34,8 @@ class ThreadChoice:
 class MachineReport:
     """Processors and memory as this process may use them. Bytes; None where there is no limit or it is unknown.
 
-    isa: the kernels that will run ("avx2" or "portable"), None where the core is not built.
+    isa: the kernels that will run (see cpp/isa.cpp), None where the core is not built. memory_available_bytes is
+    what the machine and the control groups leave; memory_limit_bytes the tightest control group's limit.
     """
 
     affinity: int
@@ -55,7 +56,7 @@ def machine_report(root: Path = _ROOT) -> MachineReport:
     choice = choose_threads(root)
     memory = _meminfo(root)
     total, available = memory.get("MemTotal", 0), memory.get("MemAvailable", memory.get("MemFree", 0))
-    limit = _memory_limit(root)
+    limit, left = _memory_limit(root)
     try:
         isa = core().best_isa()
     except EngineError:
@@ -68,7 +69,7 @@ def machine_report(root: Path = _ROOT) -> MachineReport:
         reason=choice.reason,
         isa=isa,
         memory_total_bytes=total,
-        memory_available_bytes=available if limit is None else min(available, limit),
+        memory_available_bytes=available if left is None else min(available, left),
         memory_limit_bytes=limit,
     )
 
@@ -123,13 +124,16 @@ def _cpu_quota(root: Path) -> float | None:
     return min(quotas, default=None)
 
 
-def _memory_limit(root: Path) -> int | None:
-    limits = []
+def _memory_limit(root: Path) -> tuple[int | None, int | None]:
+    """The tightest limit of this process's control groups and the least that any of them leaves, in bytes."""
+    limits, left = [], []
     for folder in _groups(root, "memory"):
-        text = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or ""
-        if text.isdigit() and int(text) < _UNLIMITED:
-            limits.append(int(text))
-    return min(limits, default=None)
+        limit = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or ""
+        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or ""
+        if limit.isdigit() and int(limit) < _UNLIMITED:
+            limits.append(int(limit))
+            left.append(max(int(limit) - int(used), 0) if used.isdigit() else int(limit))
+    return min(limits, default=None), min(left, default=None)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
