@@ -17,7 +17,7 @@ from smelt.core.errors import InvalidRequestError, SmeltError, UnsupportedError
 from smelt.core.messages import Message, Privilege, ResponseFormat, TextPart, Tool, ToolCall
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from tests.chat.samples import CLOCK, WEATHER, messages
-from tests.tokenizer.samples import CORPUS, FOREIGN_CONTROLS, foreign_tokenizer, house_tokenizer, texts
+from tests.tokenizer.samples import CORPUS, FOREIGN_CONTROLS, foreign_tokenizer, house_tokenizer, steady, texts
 
 FORMATS = tuple(FOREIGN_CONTROLS)
 each_format = pytest.mark.parametrize("name", FORMATS)
@@ -85,6 +85,7 @@ def _plain(name: str) -> st.SearchStrategy[tuple[Message, ...]]:
 
 
 @each_format
+@steady
 @given(data=st.data())
 def test_plain_conversations_come_back(name: str, data: st.DataObject) -> None:
     renderer, tokenizer = _renderer(name)
@@ -95,6 +96,7 @@ def test_plain_conversations_come_back(name: str, data: st.DataObject) -> None:
 
 
 @each_format
+@steady
 @given(conversation=messages(), data=st.data())
 def test_text_brings_no_control_and_parse_survives_any_ids(
     name: str, conversation: tuple[Message, ...], data: st.DataObject
@@ -289,6 +291,7 @@ def _read_at_once(renderer: Renderer, tokenizer: Tokenizer, ids: list[int], name
 
 
 @each_format
+@steady
 @given(data=st.data())
 def test_reader_equals_reading_at_once(name: str, data: st.DataObject) -> None:
     renderer, tokenizer = _renderer(name)
@@ -305,6 +308,7 @@ def test_reader_equals_reading_at_once(name: str, data: st.DataObject) -> None:
     assert _flat(_read(renderer, ids, tools)) == _read_at_once(renderer, tokenizer, ids, ["f", "get_time"])
 
 
+@steady
 @given(value=st.recursive(st.booleans() | st.integers() | st.text(max_size=5), lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=4), v, max_size=3), max_leaves=8), ascii_=st.booleans())  # fmt: skip # noqa: E501
 def test_json_ends_where_it_ends(value: object, ascii_: bool) -> None:
     written = json.dumps(value, ensure_ascii=ascii_)

@@ -11,7 +11,7 @@ from smelt.chat.renderer import ArgumentsDelta, CallStart, ReplyEvent, TextDelta
 from smelt.core.errors import InvalidRequestError, UnsupportedError
 from smelt.core.messages import Message, Privilege, ResponseFormat, TextPart, ToolCall
 from tests.chat.samples import CLOCK, WEATHER, messages
-from tests.tokenizer.samples import foreign_tokenizer, house_tokenizer, texts
+from tests.tokenizer.samples import foreign_tokenizer, house_tokenizer, steady, texts
 
 TOKENIZER = house_tokenizer()
 RENDERER = HouseRenderer(TOKENIZER)
@@ -34,6 +34,7 @@ def _skeleton(conversation: tuple[Message, ...], *, tools: bool, schema: bool, o
     return [f"<|{name}|>" for name in found + ["assistant"] * open_turn]
 
 
+@steady
 @given(conversation=messages(), tools=st.booleans(), schema=st.booleans(), open_turn=st.booleans())
 def test_parse_inverts_render_and_text_brings_no_control(
     conversation: tuple[Message, ...], tools: bool, schema: bool, open_turn: bool
@@ -113,6 +114,7 @@ def test_privileges_follow_the_speaker() -> None:
     ]
 
 
+@steady
 @given(text=texts(), calls=st.lists(st.tuples(texts(), texts()), max_size=3))
 def test_a_reply_is_a_prefix_of_how_history_shows_it(text: str, calls: list[tuple[str, str]]) -> None:
     """So the next request finds the whole reply in the prefix cache, and the model reads what it wrote."""
@@ -174,6 +176,7 @@ IDS = st.one_of(
 )
 
 
+@steady
 @given(ids=st.lists(IDS, max_size=40))
 def test_reader_equals_reading_at_once(ids: list[int]) -> None:
     reader, events = RENDERER.reader(), list[ReplyEvent]()
@@ -182,6 +185,7 @@ def test_reader_equals_reading_at_once(ids: list[int]) -> None:
     assert _read([*events, *reader.finish()]) == _read_at_once(ids)
 
 
+@steady
 @given(conversation=messages(), data=st.data())
 def test_parse_survives_any_ids(conversation: tuple[Message, ...], data: st.DataObject) -> None:
     """Cut, spliced and foreign ids give messages or one clear error, never a crash."""

@@ -13,7 +13,7 @@ from smelt.chat import HouseRenderer
 from smelt.chat.house_template import house_tokenizer_config
 from smelt.core.messages import Message, TextPart, Tool, ToolCall
 from smelt.tokenizer import Tokenizer
-from tests.tokenizer.samples import house_tokenizer
+from tests.tokenizer.samples import house_tokenizer, steady
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ SCHEMAS = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@settings(steady, max_examples=60)
 @given(properties=st.dictionaries(st.sampled_from(["a", "b c", "größe"]), SCHEMAS, max_size=3), about=WORD)
 def test_signatures(theirs: Any, properties: dict[str, Any], about: str) -> None:
     parameters = {"type": "object", "properties": properties, "required": ["a"]}

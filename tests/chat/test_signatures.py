@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from smelt.chat.signatures import schema_signature, tool_signatures
 from smelt.core.errors import InvalidRequestError
 from smelt.core.messages import ResponseFormat, Tool
+from tests.tokenizer.samples import steady
 
 TYPES: list[tuple[Any, str]] = [
     (True, "any"),
@@ -115,6 +116,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@steady
 @given(schema=SCHEMAS)
 def test_any_schema_has_a_line_always_the_same(schema: dict[str, Any]) -> None:
     copy = json.loads(json.dumps(schema))

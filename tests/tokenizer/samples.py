@@ -7,10 +7,14 @@ import json
 import random
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from smelt.chat.house import HOUSE_CONTROLS
 from smelt.tokenizer import Tokenizer, train_tokenizer
+
+# No time limit an example: the machine that runs the tests may have other work.
+steady = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 CORPUS = [
     "What's the weather in Berlin today? I'd like a table for 4 people at 19:30, please.",

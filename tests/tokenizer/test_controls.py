@@ -14,7 +14,7 @@ from hypothesis import given
 from smelt.core.errors import CheckpointError, UnsupportedError
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.tokenizer.patterns import PATTERNS
-from tests.tokenizer.samples import CORPUS, added, sentencepiece_spec, texts, tokenizer_of
+from tests.tokenizer.samples import CORPUS, added, sentencepiece_spec, steady, texts, tokenizer_of
 
 
 def _house_spec() -> dict[str, Any]:
@@ -63,6 +63,7 @@ def test_no_text_gives_a_control_id(name: str) -> None:
     spellings = tuple(tokenizer.control_ids)
     assert controls
 
+    @steady
     @given(text=texts(spellings))
     def check(text: str) -> None:
         ids = tokenizer.encode(text)

@@ -15,7 +15,7 @@ from smelt.core.errors import InvalidRequestError
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.tokenizer.bytelevel import to_chars
 from smelt.tokenizer.patterns import PATTERNS
-from tests.tokenizer.samples import CORPUS, house_tokenizer, sentencepiece_spec, texts, tokenizer_of
+from tests.tokenizer.samples import CORPUS, house_tokenizer, sentencepiece_spec, steady, texts, tokenizer_of
 
 TOKENIZERS = {
     "house": house_tokenizer(),
@@ -26,6 +26,7 @@ every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=
 
 
 @every_tokenizer
+@steady
 @given(text=texts(("<|end|>", "<start_of_turn>", "<s>")))
 def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
     if tokenizer is not TOKENIZERS["house"]:
@@ -37,6 +38,7 @@ def test_decode_inverts_encode(tokenizer: Tokenizer, text: str) -> None:
 
 
 @every_tokenizer
+@steady
 @given(data=st.data())
 def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObject) -> None:
     """Ids that no text gives included: broken UTF-8, control ids, ids past the vocabulary."""
@@ -46,6 +48,7 @@ def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObj
     assert "".join(pieces) + stream.flush() == tokenizer.decode(ids)
 
 
+@steady
 @given(text=st.text(min_size=1, max_size=8))
 def test_stream_never_emits_half_a_character(text: str) -> None:
     """Byte by byte, a text's characters appear exactly when their last byte does."""
@@ -83,6 +86,7 @@ def _settled(text: str) -> bool:
 def test_encode_equals_a_naive_bpe(pattern: str) -> None:
     tokenizer = train_tokenizer(CORPUS, 600, pattern=pattern)
 
+    @steady
     @given(text=texts().filter(_settled))
     def check(text: str) -> None:
         assert tokenizer.encode(text) == _naive_encode(tokenizer, PATTERNS[pattern], text)
