@@ -99,6 +99,12 @@ class Server:
             time.sleep(0.02)
 
     @property
+    def cpu_s(self) -> float:
+        """Processor time the server has used: unlike the clock, it does not grow with the machine's other work."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    @property
     def rss_bytes(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 

@@ -65,12 +65,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_bodies_cost_less_than_two_seconds(name: str) -> None:
+def test_hostile_bodies_cost_less_than_a_second(name: str) -> None:
     """The string pattern once rescanned an unclosed string from each of its quotes: quadratic."""
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InvalidRequestError):
         parse_object(HOSTILE[name])
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 1
 
 
 _text = st.text(st.characters(exclude_categories=["Cs"]))

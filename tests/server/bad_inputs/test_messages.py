@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +133,9 @@ def test_a_result_of_50_megabytes(live: Server) -> None:
 def test_long_text_is_counted_not_cut(live: Server) -> None:
     """Refused with the length; nothing is dropped to make it fit. 2 MB are refused without being tokenized."""
     for num_words, told in ((2_000, "resulted in "), (400_000, "resulted in at least ")):
-        start = time.monotonic()
+        start = live.cpu_s
         reply = live.chat(messages=_user("word " * num_words))
-        assert time.monotonic() - start < 2
+        assert live.cpu_s - start < 1
         assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
         assert int(reply.error["message"].split(told)[1].split()[0]) > num_words // 10
 
