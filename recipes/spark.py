@@ -31,8 +31,8 @@ class SparkConfig:
     num_kv_heads: int = 2
     head_dim: int = 32
     num_layers: int = 6
-    global_layers: tuple[int, ...] = (2, 5)
-    window: int = 512
+    global_layers: tuple[int, ...] = (5,)
+    window: int = 1024
     context_len: int = 4096
     vocab_size: int = 4096
     tokenizer_examples: int = 40_000
@@ -65,7 +65,7 @@ SMOKE = SparkConfig(
 
 
 def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
-    """Gemma 3's text shape at our widths: sliding windows with a global layer after every two."""
+    """Gemma 3's text shape at our widths: sliding windows with a global layer after every five."""
     controls = tokenizer.control_ids
     return DecoderConfig(
         family="gemma3_text",
@@ -93,8 +93,8 @@ def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
     )
 
 
-def make(config: SparkConfig, data: Path | None, out: Path) -> Path:
-    """Train, export, evaluate; returns the model folder."""
+def make(config: SparkConfig, data: Path | None, out: Path, *, train: bool = True) -> Path:
+    """Train, export, evaluate; returns the model folder. Without `train`: export the last checkpoint as it is."""
     import torch
 
     from smelt.chat.house import HouseRenderer
@@ -104,7 +104,7 @@ def make(config: SparkConfig, data: Path | None, out: Path) -> Path:
 
     torch.set_num_threads(1)  # two workers compute whole batches instead (train/config.py)
     began = time.time()
-    sources = load_sources(data, config.seed)
+    sources = load_sources(data if train else None, config.seed)
     print("sources:", {name: len(examples) for name, examples in sources.items()}, flush=True)
     tokenizer_folder = out / "tokenizer"
     if not (tokenizer_folder / "tokenizer.json").is_file():
@@ -135,8 +135,12 @@ def make(config: SparkConfig, data: Path | None, out: Path) -> Path:
         ),
         folder=out / "run",
     )
-    position = run.train()
     folder = out / "spark"
+    if not train:
+        run.resume()
+        export(config, model, tokenizer, folder, data=data, position=run.position, scores=None)
+        return folder
+    position = run.train()
     export(config, model, tokenizer, folder, data=data, position=position, scores=None)
     scores = evaluate(config, folder, data)
     export(config, model, tokenizer, folder, data=data, position=position, scores=scores)
@@ -150,9 +154,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the run and the result")
     parser.add_argument("--minutes", type=float, default=55.0, help="wall time of the training")
     parser.add_argument("--smoke", action="store_true", help="a few seconds of everything")
+    parser.add_argument("--export", action="store_true", help="only export the last checkpoint, unmeasured")
     arguments = parser.parse_args()
     config = SMOKE if arguments.smoke else SparkConfig(minutes=arguments.minutes)
-    print(make(config, arguments.data, arguments.out))
+    print(make(config, arguments.data, arguments.out, train=not arguments.export))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def texts(examples: Iterator[Example]) -> Iterator[str]:
 def make_tokenizer(sources: dict[str, list[Example]], vocab_size: int, num_examples: int, seed: int) -> Tokenizer:
     """A tokenizer for the main mixture, a fifth of its corpus public text."""
     example_at = mixed(MAIN, seed, sources, 0.2)
-    return train_tokenizer(texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS)
+    return train_tokenizer(texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS, pattern="copying")
 
 
 def available(data: Path | None) -> list[Source]:

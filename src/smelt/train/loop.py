@@ -91,7 +91,7 @@ class Run:
     def train(self, stop_after: int | None = None) -> state.Position:
         """Train to the end of the schedule, or for `stop_after` more steps; returns where the run stands."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._resume()
+        self.resume()
         began, before = time.monotonic(), self.position.elapsed_s
         saved = began
         losses, counts, window = 0.0, 0, (began, self.position.num_tokens)
@@ -119,7 +119,8 @@ class Run:
         tensors |= {f"optimizer.{n}": t for n, t in self.optimizer.state.items()}
         state.save(self.folder, tensors, self.position, self.identity)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Take weights, optimizer and position from the last checkpoint, where there is one."""
         found = state.load(self.folder, self.identity)
         if found is None:
             return
