@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +71,7 @@ class FakeLLM:
         self.n = n
         self.num_open += 1
         try:
-            for i, event in enumerate(self.script):
+            for i, event in enumerate(self._for_choices(n)):
                 if i == 1 and self.pause:
                     await self.pause.wait()
                 if isinstance(event, Exception):
@@ -78,6 +79,14 @@ class FakeLLM:
                 yield event
         finally:
             self.num_open -= 1
+
+    def _for_choices(self, n: int) -> Script:
+        """A script for one choice is played for each of several."""
+        told = [event for event in self.script if not isinstance(event, AnswerUsage | Exception)]
+        if any(event.choice for event in told):
+            return self.script
+        more = [dataclasses.replace(event, choice=choice) for choice in range(1, n) for event in told]
+        return [*more, *self.script]
 
     def stats(self) -> Mapping[str, float]:
         keys = (
