@@ -9,12 +9,13 @@ Called again with the same `--out` it goes on where it stopped. The result is `<
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.spark_card import evaluate, export
+from recipes.spark_card import evaluate, export, origin
 from recipes.spark_data import load_sources, make_stages, make_tokenizer
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.tokenizer import Tokenizer
@@ -106,6 +107,9 @@ def make(config: SparkConfig, data: Path | None, out: Path, *, train: bool = Tru
     began = time.time()
     sources = load_sources(data if train else None, config.seed)
     print("sources:", {name: len(examples) for name, examples in sources.items()}, flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "origin.json").is_file():
+        (out / "origin.json").write_text(json.dumps(origin(data), indent=1))
     tokenizer_folder = out / "tokenizer"
     if not (tokenizer_folder / "tokenizer.json").is_file():
         make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(tokenizer_folder)

@@ -44,7 +44,7 @@ _SUITES = {
     "extract": "half held-out kinds of record, half held-out phrasings of known ones",
     "extract_free": "labelled lines over random fields",
     "classify": "one of 2 to 5 labels for a customer's message, held-out phrasings",
-    "service": "the reply to a held-out customer message names the right next step and repeats its order, name or product",
+    "service": "the reply to a held-out message names the right next step and repeats the order, name or product",
     "facts": "a question in held-out words about one of 2 to 5 facts in the system prompt",
     "long_*": "one to three facts somewhere in a text of that many characters, English",
     "bfcl_*": "Berkeley Function Calling Leaderboard v4, never trained on",
@@ -61,14 +61,15 @@ def export(
     position: Position,
     scores: dict[str, Any] | None,
 ) -> None:
-    """Write the model folder, weights in bf16."""
+    """Write the model folder, weights in bf16. `origin.json` beside it was written when training began."""
     from smelt.checkpoint import save_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(scratch)
         files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
     files["card.json"] = _json_bytes(card(config, model, data, position, scores))
-    files["lineage.json"] = _json_bytes(lineage(config, model, tokenizer, data, position))
+    told = json.loads((folder.parent / "origin.json").read_text())
+    files["lineage.json"] = _json_bytes(lineage(config, model, tokenizer, told, position))
     save_checkpoint(folder, model.config, model.tensors(), dtype="BF16", files=files, replace=True)
 
 
@@ -93,30 +94,31 @@ def card(
         "licence": "Apache-2.0",
         "data": [
             {"name": "generated tasks of this project", "licence": "Apache-2.0"},
-            *(
-                {"name": source.name, "origin": source.origin, "licence": source.licence}
-                for source in available(data)
-            ),
+            *({"name": source.name, "origin": source.origin, "licence": source.licence} for source in available(data)),
         ],
     }
 
 
-def lineage(
-    config: SparkConfig, model: Decoder, tokenizer: Tokenizer, data: Path | None, position: Position
-) -> dict[str, Any]:
-    """Data, tokenizer, training and weights, chained by hash."""
-    from smelt.train.lineage import digest
-
+def origin(data: Path | None) -> dict[str, Any]:
+    """Hashes of what decides the examples: the code that makes them and the public files. Taken before training."""
     root = Path(__file__).resolve().parents[1]
     code = [*(root / "recipes").glob("spark*.py"), *(root / "src/smelt/data").rglob("*.*")]
     code += (root / "src/smelt/train").glob("*.py")
+    return {
+        "code_sha256": source_hash([path for path in code if "__pycache__" not in path.parts]),
+        "sources_sha256": {source.name: source.sha256(data) for source in available(data) if data is not None},
+    }
+
+
+def lineage(
+    config: SparkConfig, model: Decoder, tokenizer: Tokenizer, origin: dict[str, Any], position: Position
+) -> dict[str, Any]:
+    """Data, tokenizer, training and weights, chained by hash. `origin` is what the function of that name told."""
+    from smelt.train.lineage import digest
+
     weights = {name: digest(tensor.tobytes().hex()) for name, tensor in model.tensors().items()}
-    steps = [
-        {
-            "step": "data",
-            "generators": source_hash([path for path in code if "__pycache__" not in path.parts]),
-            "sources": {source.name: source.sha256(data) for source in available(data) if data is not None},
-        },
+    steps: list[dict[str, Any]] = [
+        {"step": "data", **origin},
         {"step": "tokenizer", "sha256": digest(tokenizer.json), "vocab_size": tokenizer.vocab_size},
         {
             "step": "train",

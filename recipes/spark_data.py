@@ -1,4 +1,4 @@
-"""What spark learns from: mixtures by stage, the public sets beside them, its tokenizer's corpus, its held-out questions."""
+"""What spark learns from: mixtures by stage, public sets beside them, its tokenizer's corpus, held-out questions."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def texts(examples: Iterator[Example]) -> Iterator[str]:
 def make_tokenizer(sources: dict[str, list[Example]], vocab_size: int, num_examples: int, seed: int) -> Tokenizer:
     """A tokenizer for the main mixture, a fifth of its corpus public text."""
     example_at = mixed(MAIN, seed, sources, 0.2)
-    return train_tokenizer(texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS, pattern="copying")
+    return train_tokenizer(
+        texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS, pattern="copying"
+    )
 
 
 def available(data: Path | None) -> list[Source]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import jsonschema
@@ -31,6 +34,25 @@ def test_same_seed_same_example(name: str) -> None:
     assert list(examples(name, 9)) == list(examples(name, 9))
 
 
+def test_every_process_makes_the_same_examples() -> None:
+    """Service turns once drew values in the order of a set of strings, which Python shuffles per process."""
+    script = (
+        "from smelt.data.tasks.mixture import GENERATORS, Mixture\n"
+        "mixture = Mixture(weights=dict.fromkeys(GENERATORS, 1.0))\n"
+        "print([mixture.example(7, i) for i in range(250)])"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_every_call_and_every_json_answer_is_valid_under_its_schema(name: str) -> None:
     for example in examples(name):
@@ -41,7 +63,9 @@ def test_every_call_and_every_json_answer_is_valid_under_its_schema(name: str) -
                 jsonschema.validate(json.loads(call.arguments), tools[call.name].parameters)
                 known = list(tools[call.name].parameters.get("properties", {}))
                 keys = list(json.loads(call.arguments))
-                assert keys == [key for key in known if key in keys], "keys stand in schema order, as the grammar has it"
+                assert keys == [key for key in known if key in keys], (
+                    "keys stand in schema order, as the grammar has it"
+                )
             if message.role == "assistant" and example.response_format.kind != "text":
                 schema = example.response_format.schema
                 assert schema is not None

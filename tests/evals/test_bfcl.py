@@ -15,7 +15,9 @@ from smelt.evals.graders import grade
 
 
 def test_python_types_become_json_types() -> None:
-    found = json_schema({"type": "dict", "properties": {"x": {"type": "float", "optional": True}, "y": {"type": "tuple"}}})
+    found = json_schema(
+        {"type": "dict", "properties": {"x": {"type": "float", "optional": True}, "y": {"type": "tuple"}}}
+    )
     assert found == {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type": "array"}}}
 
 

@@ -16,7 +16,9 @@ from smelt.evals.client import HTTPSampler
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BODY = {
-    "choices": [{"message": {"role": "assistant", "content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}],
+    "choices": [
+        {"message": {"role": "assistant", "content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}
+    ],
     "usage": {"prompt_tokens": 7, "completion_tokens": 3},
 }
 

@@ -52,5 +52,7 @@ def test_padding_on_the_right_changes_nothing() -> None:
     padded_inputs, padded_targets = F.pad(inputs, (0, 9), value=1), F.pad(targets, (0, 9), value=-100)
     decoder = model()
     assert torch.allclose(
-        cross_entropy_sum(decoder, inputs, targets), cross_entropy_sum(decoder, padded_inputs, padded_targets), rtol=1e-5
+        cross_entropy_sum(decoder, inputs, targets),
+        cross_entropy_sum(decoder, padded_inputs, padded_targets),
+        rtol=1e-5,
     )

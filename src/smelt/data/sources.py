@@ -1,4 +1,4 @@
-"""Public dialogue sets as conversations of ours: tool calls, extraction, labels. English and Chinese; files stay outside.
+"""Public dialogue sets as conversations of ours: tool calls, extraction, labels. The files stay outside.
 
 Every source is a value: its file, its licence, and how a record becomes an example. Only train parts are read.
 A value is used only where it stands word for word in the text, so that copying is always right.
@@ -202,7 +202,13 @@ def _labels(text_key: str, label_key: str, keep: Callable[[Record], bool]) -> An
 
 
 def _crosswoz(records: list[Record], rng: random.Random) -> Iterator[Example]:
-    tools = {"餐馆": "find_restaurant", "酒店": "find_hotel", "景点": "find_attraction", "地铁": "find_metro", "出租": "find_taxi"}
+    tools = {
+        "餐馆": "find_restaurant",
+        "酒店": "find_hotel",
+        "景点": "find_attraction",
+        "地铁": "find_metro",
+        "出租": "find_taxi",
+    }
     for record in records[:800]:
         for turn in record["messages"]:
             told = [act for act in turn["dialog_act"] if act[0] == "Inform" and act[3] and act[3] in turn["content"]]

@@ -85,7 +85,11 @@ class Run:
         self.optimizer = Optimizer(self.model.named_parameters(), self.config.optimizer, self.pool.map)
         self.position = state.Position()
         self.plan = Plan.of(self.config.schedule)
-        shape = {"model": asdict(self.model.config), "train": asdict(self.config), "stages": [s.name for s in self.stages]}
+        shape = {
+            "model": asdict(self.model.config),
+            "train": asdict(self.config),
+            "stages": [s.name for s in self.stages],
+        }
         self.identity = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
     def train(self, stop_after: int | None = None) -> state.Position:

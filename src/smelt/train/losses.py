@@ -25,7 +25,7 @@ def cross_entropy_sum(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, pie
     if len(targets_N) <= piece:
         return _piece(hidden_NH, model.head_weight, targets_N)
     total = hidden_NH.new_zeros(())
-    for rows, targets in zip(hidden_NH.split(piece), targets_N.split(piece), strict=True):
+    for rows, targets in zip(torch.split(hidden_NH, piece), torch.split(targets_N, piece), strict=True):
         part = checkpoint(_piece, rows, model.head_weight, targets, use_reentrant=False)
         assert isinstance(part, Tensor)
         total = total + part

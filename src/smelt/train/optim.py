@@ -27,7 +27,8 @@ def orthogonalize(batch: Tensor, num_steps: int = 5) -> Tensor:
     for _ in range(num_steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    orthogonal: Tensor = x.mT if tall else x
+    return orthogonal
 
 
 class Optimizer:

@@ -41,7 +41,9 @@ def save(folder: Path, tensors: dict[str, Tensor], position: Position, identity:
     staging = folder / f".staging-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, staging / "state.safetensors")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, staging / "state.safetensors"
+    )
     document = {"format": _FORMAT, "identity": identity, "position": asdict(position)}
     (staging / "state.json").write_text(json.dumps(document, indent=1))
     for path in staging.iterdir():
@@ -64,9 +66,8 @@ def load(folder: Path, identity: str) -> tuple[dict[str, Tensor], Position] | No
     document = json.loads((found[-1] / "state.json").read_text())
     if document.get("format") != _FORMAT or document.get("identity") != identity:
         raise CheckpointError(
-            f"{found[-1].name} belongs to another run (sought {identity[:12]}, found {str(document.get('identity'))[:12]});"
-            " choose another folder or remove it"
+            f"{found[-1].name} belongs to another run: sought {identity[:12]}, "
+            f"found {str(document.get('identity'))[:12]}; choose another folder or remove it"
         )
     tensors: dict[str, Tensor] = load_file(found[-1] / "state.safetensors")
     return tensors, Position(**document["position"])
-

@@ -59,7 +59,9 @@ def _absent(v: Values, block: Block, used: Sequence[Field], described: str) -> l
 def _format(v: Values, kind: str, fields: Sequence[Field]) -> ResponseFormat:
     schema: dict[str, Any] = object_schema(v, fields)
     name = v.pick([kind, kind.capitalize(), "answer", "result", "record", "data", "extraction"])
-    return ResponseFormat(kind="json_schema", name=name, schema=schema, strict=v.chance(0.5))
+    if strict := v.chance(0.5):
+        schema["additionalProperties"] = False  # OpenAI's strict mode asks for it
+    return ResponseFormat(kind="json_schema", name=name, schema=schema, strict=strict)
 
 
 def _prompt(v: Values, kind: str, text: str) -> list[Message]:
@@ -143,7 +145,9 @@ def basket_example(v: Values, skill: str = "extract") -> Example:
     lines = [shape.format(q=q.text, p=p.text, m=m.text) for p, q, m in rows]
     text = "\n".join([company.text, *lines, f"{said} {total.text}"])
     keys = v.pick([("name", "quantity", "price"), ("product", "qty", "price"), ("item", "count", "amount")])
-    vendor, all_, sum_ = v.pick([("vendor", "items", "total"), ("shop", "lines", "sum"), ("company", "products", "total")])
+    vendor, all_, sum_ = v.pick(
+        [("vendor", "items", "total"), ("shop", "lines", "sum"), ("company", "products", "total")]
+    )
     item_schema = {
         "type": "object",
         "properties": {keys[0]: {"type": "string"}, keys[1]: {"type": "integer"}, keys[2]: {"type": "number"}},

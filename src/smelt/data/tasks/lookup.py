@@ -101,17 +101,18 @@ def long_example(v: Values, num_chars: int, skill: str = "long") -> Example:
     if by_schema:
         joint = {"en": " and ", "de": " und ", "zh": "，"}[v.language]
         form = {"en": "the {l} is {v}", "de": "{l} ist {v}", "zh": "{l}是{v}"}[v.language]
-        fact = joint.join(form.format(l=l, v=value) for l, value in zip(said, drawn, strict=True))
+        fact = joint.join(form.format(l=label, v=value) for label, value in zip(said, drawn, strict=True))
         facts = [fact[0].upper() + fact[1:] + ("。" if v.language == "zh" else ".")]
     else:
         names = [v.draw("person").text for _ in labels]
-        facts = [_OF[v.language].format(l=l, n=n, v=x) for l, n, x in zip(said, names, drawn, strict=True)]
+        told = zip(said, names, drawn, strict=True)
+        facts = [_OF[v.language].format(l=label, n=name, v=value) for label, name, value in told]
     for fact in facts:
         sentences.insert(v.rng.randint(0, len(sentences)), fact)
     text = gap.join(sentences)
     if by_schema:
         return _long_schema(v, text, labels, drawn, skill)
-    turns = []
+    turns: list[Message] = []
     for i in v.rng.sample(range(count), k=1 if v.split == "test" else count):
         question = v.pick(_ASK[v.language]).format(l=said[i], n=names[i])
         user = question if turns else text + "\n\n" + question

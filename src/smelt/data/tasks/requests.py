@@ -30,8 +30,8 @@ _VERBS: Mapping[str, Mapping[str, str]] = {
     "archive": {"en": "Archive the {n}", "de": "{n} archivieren", "zh": "归档{n}"},
 }
 _INVENTED_ROLES = (
-    "code customer date time count person city amount note email phone room percent title product company order priority"
-    " file minutes due address country quantity value zip invoice"
+    "code customer date time count person city amount note email phone room percent title product company order"
+    " priority file minutes due address country quantity value zip invoice"
 ).split()
 _POLITE = {
     "en": ["{t}", "{t}", "Please {t}", "{t}, please.", "Can you {t}?", "{t}.", "I need you to {t}", "Could you {t}?"],

@@ -9,7 +9,11 @@ from smelt.data.tasks.requests import fill, slots
 from smelt.data.tasks.talk import system_turn
 from smelt.data.tasks.values import Value, Values
 
-_HELLO = {"en": ["Hi, ", "Hello, ", "", "", ""], "de": ["Hallo, ", "Guten Tag, ", "", "", ""], "zh": ["你好，", "", "", ""]}
+_HELLO = {
+    "en": ["Hi, ", "Hello, ", "", "", ""],
+    "de": ["Hallo, ", "Guten Tag, ", "", "", ""],
+    "zh": ["你好，", "", "", ""],
+}
 _SIGNED = {"en": "\nRegards, {p}", "de": "\nGruß, {p}", "zh": "\n{p}"}
 _ADDRESSED = {"en": "Hello {p}, ", "de": "Guten Tag {p}, ", "zh": "{p}您好，"}
 # A second turn that leans on the first: "Please cancel it."
@@ -51,7 +55,7 @@ def _turn(v: Values, block: Block, known: dict[str, Value]) -> tuple[str, str, l
     message, reply = _message(v, block), block.replies[v.language]
     if missing := set(slots(reply)) - set(slots(message)) - set(known):  # the reply cannot know what nobody said
         message = next(text for text in block.said[v.language] if missing <= set(slots(text)))
-    for role in {*slots(message), *slots(reply)}:
+    for role in dict.fromkeys([*slots(message), *slots(reply)]):  # a set's order would differ between processes
         if role not in known:
             known[role] = v.draw(roles()[role].kind)
     needed = [known[role].text for role in slots(reply)]

@@ -106,7 +106,11 @@ def session_example(v: Values) -> Example:
     """Several requests with the same tools, some with results and answers, some that no tool fits."""
     asks = [train_ask(v) for _ in range(v.pick([2, 2, 3]))]
     keys: set[str] = set()
-    kept = [ask for ask in asks if not (_rivals(ask.key) & keys or keys.update(_rivals(ask.key)))]
+    kept = []
+    for ask in asks:
+        if not _rivals(ask.key) & keys:
+            kept.append(ask)
+            keys |= _rivals(ask.key)
     tools = {ask.tool.name: ask.tool for ask in kept}
     if len(tools) < len(kept):
         return call_example(v)

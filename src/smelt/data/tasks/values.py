@@ -100,9 +100,7 @@ class Values:
 
     def digits(self, low: int, high: int) -> str:
         """A run of `low` to `high` digits, the first not 0."""
-        return str(self.rng.randint(1, 9)) + "".join(
-            self.rng.choices(string.digits, k=self.rng.randint(low, high) - 1)
-        )
+        return str(self.rng.randint(1, 9)) + "".join(self.rng.choices(string.digits, k=self.rng.randint(low, high) - 1))
 
     def letters(self, low: int, high: int) -> str:
         """A run of `low` to `high` capitals."""
@@ -301,7 +299,8 @@ _TEXTUAL: dict[str, Callable[[Values], str]] = {
     "symbol": lambda v: v.letters(3, 4),
     "plate": lambda v: f"{v.letters(1, 3)}-{v.letters(1, 2)} {v.digits(2, 4)}",
     "url": lambda v: f"{v.pick(['www.', 'https://', ''])}{v.invented(2)}.{v.pick(['com', 'de', 'cn', 'org', 'io'])}",
-    "file": lambda v: f"{v.pick([v.pick(words('word')), v.invented(2)])}{v.pick(['', v.digits(1, 4)])}"
-    f".{v.pick(words('extension'))}",
+    "file": lambda v: (
+        f"{v.pick([v.pick(words('word')), v.invented(2)])}{v.pick(['', v.digits(1, 4)])}.{v.pick(words('extension'))}"
+    ),
     "timespan": lambda v: f"{v.rng.randint(6, 11)}:{v.pick(['00', '30'])}-{v.rng.randint(16, 22)}:00",
 }
