@@ -19,7 +19,7 @@ import psutil
 from tests.server.conftest import CHAT
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 60.0
+CLI = (sys.executable, "-c", "from smelt.cli import main; main()")  # the `smelt` command
 
 
 @dataclass
