@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from smelt.chat.renderer import CallSyntax
 from smelt.core.messages import ResponseFormat, Tool, ToolChoice
 from smelt.core.sampler import ChatRequest
+from smelt.generate.finite import has_finite_instance
 from smelt.generate.grammar import Constraint, GrammarCompiler, GrammarError
 from smelt.generate.lark import ANY_OBJECT, NO_ARGUMENTS, CallRule, calls_grammar, json_grammar, json_rule
 from smelt.generate.schema import Subject, check_schema
@@ -37,7 +38,7 @@ def check_schemas(request: ChatRequest) -> None:
     for tool in request.tools:
         subject = _tool_subject(request, tool)
         if not isinstance(tool.parameters, Mapping) or tool.parameters:
-            check_schema(tool.parameters, subject)
+            _check(tool.parameters, subject)
             if tool.strict:
                 check_strict(tool.parameters, subject)
             kind = tool.parameters.get("type", "object")
@@ -46,9 +47,15 @@ def check_schemas(request: ChatRequest) -> None:
     form = request.response_format
     if form.kind == "json_schema":
         subject = _format_subject(form)
-        check_schema(form.schema, subject)
+        _check(form.schema, subject)
         if form.strict and form.schema is not None:
             check_strict(form.schema, subject)
+
+
+def _check(schema: Any, subject: Subject) -> None:
+    check_schema(schema, subject)
+    if not has_finite_instance(schema):
+        raise subject.refuse("it requires itself within itself, so nothing finite satisfies it.")
 
 
 def constrain(request: ChatRequest, compiler: GrammarCompiler, syntax: CallSyntax) -> Constraint:

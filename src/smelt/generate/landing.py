@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from smelt.core.step import U32
 
 MAX_WAY_LEN = 1_500  # tokens; a way that long is not looked for to its end
+FAR = 512  # tokens beyond the way within which it is measured whenever something opened (about 4 us a token)
 MARGIN = 4  # an escape or a character of several tokens lengthens the way by as much
 # What closes first, then what separates, then the shortest beginnings of a value.
 _ORDER = b'}],:"0123456789ntf-.[{'
-_FILLERS = b"0aA1-bzT:.9@/_ eE+"  # for strings that a pattern keeps from closing
+_FILLERS = b"a@b.c:/0-1T9zA_ eE+"  # for strings that a pattern keeps from closing
 
 
 class Closers:
@@ -73,39 +74,54 @@ class Landing:
 
     def __init__(self, closers: Closers, limit: int) -> None:
         self._closers = closers
-        self._left = limit
+        self._left = self._left_before = limit
         self._quotes = Quotes()
         self._way_len: int | None = None  # from the place it was last measured
-        self._stale = True
-        self._longest_rise = 0  # by which one token ever made the way longer: an item of an array, say
+        self._stale = True  # something opened since
+        self._look_again = limit  # tokens left at which to look for a way where none was found
+        self._largest_drop = 0  # of spare tokens by one draw, with what it forced: an item of an array, say
+        self._num_led = 0
         self.landing = False
 
     def advance(self, token_id: int) -> None:
         """The token joined the answer."""
         self._left -= 1
+        self._num_led += self.landing
         if self._quotes.feed(self._closers.tokens[token_id]):
             self._stale = True
 
     def next_token(self, matcher: Any) -> int | None:
         """The token that leads to the end, when it is time to go there; None while the model may choose."""
-        if not self.landing and self._must_land(matcher):
-            self.landing = True
-        return self._closing_token(matcher, self._quotes, self._left) if self.landing else None
+        if not self.landing:
+            self.landing = self._must_land(matcher)
+            self._left_before = self._left
+        return self._closing_token(matcher, self._quotes, self._num_led) if self.landing else None
 
     def _must_land(self, matcher: Any) -> bool:
         if matcher.is_accepting():
             self._way_len = 0
             return False
-        near = self._way_len is not None and self._left <= self._way_len + self._longest_rise + 8 * MARGIN
-        if self._stale or near:
-            before, self._way_len = self._way_len, self._measure(matcher)
-            self._stale = False
-            if before is not None and self._way_len is not None:
-                self._longest_rise = max(self._longest_rise, self._way_len - before)
+        self._look(matcher)
         if self._way_len is None or self._way_len > self._left:
             return False  # it cannot be done; the answer will be cut
-        rise = 0 if self._quotes.inside else self._longest_rise
-        return self._left <= self._way_len + rise + MARGIN
+        drop = 0 if self._quotes.inside else self._largest_drop
+        return self._left <= self._way_len + drop + MARGIN
+
+    def _look(self, matcher: Any) -> None:
+        """Measure the way again where it may have changed and the limit is not far."""
+        known = self._way_len
+        if known is None:
+            if self._left > self._look_again:
+                return
+        elif self._left > known + self._largest_drop + (FAR if self._stale else 8 * MARGIN):
+            return
+        self._way_len = self._measure(matcher)
+        self._stale = False
+        if self._way_len is None:
+            self._look_again = self._left * 3 // 4
+        elif known is not None:
+            drop = (self._left_before - known) - (self._left - self._way_len)
+            self._largest_drop = max(self._largest_drop, drop)
 
     def _measure(self, matcher: Any) -> int | None:
         """Tokens on the way to the end from here, the end itself not counted; None if there is no short one."""
@@ -115,7 +131,7 @@ class Landing:
                 return num_tokens
             step = copy.compute_ff_tokens()
             if not step:
-                step = [self._closing_token(copy, quotes, self._left - num_tokens)]
+                step = [self._closing_token(copy, quotes, num_tokens)]
                 if step[0] in self._closers.stop_ids:
                     return num_tokens
             if step[0] < 0 or not copy.consume_tokens(step):
