@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.spark_data import available, bfcl_cases, held_out_cases, source_hash
+from recipes.spark_data import available, bfcl_cases, held_out_cases, public_cases, source_hash
 from smelt.evals.cases import Case
 from smelt.train.lineage import chained
 
@@ -47,6 +47,8 @@ _SUITES = {
     "service": "the reply to a held-out message names the right next step and repeats the order, name or product",
     "facts": "a question in held-out words about one of 2 to 5 facts in the system prompt",
     "long_*": "one to three facts somewhere in a text of that many characters, English",
+    "snips_*, sgd_*, clinc150_*, banking77_*, crosswoz_*": "test parts of public sets whose train parts were learned: "
+    "calls among 1 to 5 tools, or JSON, exact",
     "bfcl_*": "Berkeley Function Calling Leaderboard v4, never trained on",
 }
 
@@ -138,7 +140,8 @@ def evaluate(config: SparkConfig, folder: Path, data: Path | None) -> dict[str, 
     """Held-out accuracy of `folder`, beside random weights of the same shape under the same grammar."""
     cases = held_out_cases(config.cases_per_language, config.long_cases)
     bfcl = bfcl_cases(data, None if config.cases_per_language > 10 else 2)
-    found = {"spark": score(folder, [*cases, *bfcl])}
+    public = public_cases(data, 3 * config.cases_per_language)
+    found = {"spark": score(folder, [*cases, *public, *bfcl])}
     with tempfile.TemporaryDirectory() as scratch:
         control = Path(scratch) / "control"
         random_weights(folder, control)

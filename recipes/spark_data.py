@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -139,6 +140,20 @@ def bfcl_cases(data: Path | None, limit: int | None = None) -> list[Case]:
     params = SamplingParams(temperature=0.0, max_tokens=192)
     categories = ("simple_python", "multiple", "irrelevance")
     return [case for category in categories for case in bfcl.cases(folder, category, params, limit)]
+
+
+def public_cases(data: Path | None, limit: int) -> list[Case]:
+    """`limit` questions from the test part of every public set there is, none with a text of the train part."""
+    found = []
+    for source in available(data):
+        if data is None or (source.test_file and not (data / source.test_file).is_file()):
+            continue
+        learned = {example.messages[0].text for example in source.examples(data, 0)}
+        examples = [example for example in source.examples(data, 0, "test") if example.messages[0].text not in learned]
+        for example in random.Random(0).sample(examples, k=min(limit, len(examples))):
+            calls = bool(example.answer.tool_calls)
+            found.append(as_case(example, "call" if calls else "json", f"{source.name}_{'call' if calls else 'json'}"))
+    return found
 
 
 def source_hash(files: Sequence[Path]) -> str:
