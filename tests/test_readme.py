@@ -33,3 +33,17 @@ def test_python_snippets_run(live_url: str, capsys: pytest.CaptureFixture[str]) 
     for snippet in snippets:
         exec(compile(snippet.replace("http://127.0.0.1:8000", live_url), "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_doc_links_lead_somewhere() -> None:
+    missing = []
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+            if not (page.parent / link).exists():
+                missing.append(f"{page.name}: {link}")
+    assert not missing
+
+
+def test_every_room_has_a_page() -> None:
+    rooms = {path.parent.name for path in (ROOT / "src" / "smelt").glob("*/__init__.py")} - {"core"}
+    assert not {room for room in rooms if not (ROOT / "docs" / f"{room}.md").exists()}
