@@ -156,6 +156,20 @@ def test_bos_is_what_the_folder_says() -> None:
     assert TOKENIZERS["llama2"].bos_id is None
 
 
+def test_bos_stands_behind_another_processor_too() -> None:
+    """Llama 3's folders say nothing of add_bos_token and wrap the template in a Sequence, behind ByteLevel's step.
+
+    Only a template on its own was looked at, so raw completions of every Llama 3 model began without
+    <|begin_of_text|>, and its scores were not the ones others measure.
+    """
+    spec = sentencepiece_spec()
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}]}
+    step = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    spec["post_processor"] = {"type": "Sequence", "processors": [step, template]}
+    assert Tokenizer(json.dumps(spec)).bos_id == 1
+    assert Tokenizer(json.dumps(spec), {"add_bos_token": False}).bos_id is None
+
+
 def test_training_is_repeatable_and_holds_its_size() -> None:
     first, second = (train_tokenizer(iter(CORPUS), 450, controls=["<|a|>", "<|b|>"]) for _ in range(2))
     assert first.json == second.json

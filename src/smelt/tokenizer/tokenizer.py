@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.tokenizer.pieces import StreamDecoder, adds_leading_space, piece_table
 from smelt.tokenizer.textonly import control_spellings, text_only
-from smelt.tokenizer.vetting import MAX_JSON_CHARS, vet
+from smelt.tokenizer.vetting import MAX_JSON_CHARS, steps, vet
 
 if TYPE_CHECKING:
     import tokenizers
@@ -185,9 +185,12 @@ def _bos_id(spec: Mapping[str, Any], config: Mapping[str, Any], controls: Mappin
     name = bos.get("content") if isinstance(bos, Mapping) else bos
     if (wanted := config.get("add_bos_token")) is not None:
         return controls.get(str(name)) if wanted else None
-    template = (spec.get("post_processor") or {}).get("single") or [{}]
-    first = template[0].get("SpecialToken") if isinstance(template[0], Mapping) else None
-    return controls.get(str(first.get("id"))) if isinstance(first, Mapping) else None
+    for step in steps(spec.get("post_processor"), "processors"):
+        template = step.get("single") or [{}]
+        first = template[0].get("SpecialToken") if isinstance(template[0], Mapping) else None
+        if isinstance(first, Mapping):
+            return controls.get(str(first.get("id")))
+    return None
 
 
 def _surrogate_error(text: str) -> Exception:
