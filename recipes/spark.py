@@ -125,7 +125,7 @@ def make(config: SparkConfig, data: Path | None, out: Path, *, train: bool = Tru
         batch_tokens=config.batch_tokens,
         early_tokens=config.early_tokens,
     )
-    schedule = ScheduleConfig(total_steps=config.max_steps, deadline_s=config.minutes * 60, decay_share=0.45)
+    schedule = ScheduleConfig(total_steps=config.max_steps, deadline_s=config.minutes * 60, decay_share=0.55)
     run = Run(
         model=model,
         stages=stages,
