@@ -3,11 +3,17 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
+
 namespace smelt {
 
 namespace {
 constexpr int kSpins = 1000;   // some 30 us of pauses: a barrier of an undisturbed step ends within them
 constexpr int kYields = 200;   // then let others run, still without the cost of a sleep
+
+constexpr double kWindowS = 0.02;  // stalls are judged over this much stepping,
+constexpr double kCalmS = 0.3;     // and the judgement holds this long: trying again costs a few milliseconds
 
 inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -27,13 +33,15 @@ void Epoch::advance() {
   }
 }
 
-void Epoch::wait_beyond(uint32_t seen) {
+double Epoch::wait_beyond(uint32_t seen) {
   for (int i = 0; i < kSpins; ++i) {
-    if (now() != seen) return;
+    if (now() != seen) return 0;
     pause();
   }
+  const auto start = std::chrono::steady_clock::now();
+  const auto waited = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
   for (int i = 0; i < kYields; ++i) {
-    if (now() != seen) return;
+    if (now() != seen) return waited();
     sched_yield();
   }
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
@@ -42,6 +50,7 @@ void Epoch::wait_beyond(uint32_t seen) {
     changed_.wait(lock, [&] { return value_.load(std::memory_order_seq_cst) != seen; });
   }
   sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+  return waited();
 }
 
 Pool::Pool(int num_threads) : num_threads_(num_threads), owner_(getpid()) {
@@ -74,7 +83,7 @@ void Pool::launch(int num_active, Call call, void* context) {
   const uint32_t seen = done_.now();
   start_.advance();
   call(context, 0);
-  while (num_running_.load(std::memory_order_acquire) > 0) done_.wait_beyond(seen);
+  while (num_running_.load(std::memory_order_acquire) > 0) wait(done_, seen);
 }
 
 void Pool::work(int thread) {
@@ -95,8 +104,31 @@ void Pool::barrier() {
     num_arrived_.store(0, std::memory_order_relaxed);
     barrier_.advance();
   } else {
-    barrier_.wait_beyond(seen);
+    wait(barrier_, seen);
   }
+}
+
+void Pool::wait(Epoch& epoch, uint32_t seen) {
+  const double stalled_s = epoch.wait_beyond(seen);
+  if (stalled_s > 0) stalled_ns_.fetch_add(int64_t(stalled_s * 1e9), std::memory_order_relaxed);
+}
+
+int Crowding::allowed(double now_s) {
+  if (allowed_ < num_threads_ && now_s > until_s_) allowed_ = num_threads_;
+  return allowed_;
+}
+
+void Crowding::record(double now_s, double elapsed_s, double stalled_s, int num_active) {
+  if (num_active < 2) return;
+  elapsed_s_ += elapsed_s;
+  stalled_s_ += stalled_s;
+  if (elapsed_s_ < kWindowS) return;
+  const double running = num_active - stalled_s_ / elapsed_s_;
+  elapsed_s_ = stalled_s_ = 0;
+  const int useful = std::clamp(int(running + 0.7), 1, num_active);  // two threads must be worth 1.3
+  if (useful == num_active) return;
+  allowed_ = useful;
+  until_s_ = now_s + kCalmS;
 }
 
 }  // namespace smelt

@@ -18,7 +18,8 @@ class Epoch {
  public:
   uint32_t now() const { return value_.load(std::memory_order_acquire); }
   void advance();
-  void wait_beyond(uint32_t seen);
+  // Seconds waited after the spinning: 0 where the others came in time.
+  double wait_beyond(uint32_t seen);
 
  private:
   std::atomic<uint32_t> value_{0};
@@ -46,11 +47,14 @@ class Pool {
 
   // Inside a task: returns when every active thread has come here.
   void barrier();
+  // Thread seconds lost since the last call, waiting for threads that did not run.
+  double take_stalled_s() { return 1e-9 * double(stalled_ns_.exchange(0)); }
 
  private:
   using Call = void (*)(void*, int);
   void launch(int num_active, Call call, void* context);
   void work(int thread);
+  void wait(Epoch& epoch, uint32_t seen);
 
   int num_threads_;
   pid_t owner_;
@@ -58,9 +62,25 @@ class Pool {
   Epoch start_, done_, barrier_;
   std::atomic<int> num_running_{0}, num_arrived_{0};
   std::atomic<bool> stopping_{false};
+  std::atomic<int64_t> stalled_ns_{0};
   Call call_ = nullptr;
   void* context_ = nullptr;
   int num_active_ = 1;
+};
+
+// How many threads the machine really runs. Where another process takes a core, every barrier waits for a thread that is
+// not running: two threads on one free core decode ten times slower than one. So stalls are watched, and for a while
+// only as many threads are used as ran.
+class Crowding {
+ public:
+  explicit Crowding(int num_threads) : num_threads_(num_threads), allowed_(num_threads) {}
+  // Threads worth using at `now_s`, a steady clock.
+  int allowed(double now_s);
+  void record(double now_s, double elapsed_s, double stalled_s, int num_active);
+
+ private:
+  int num_threads_, allowed_;
+  double elapsed_s_ = 0, stalled_s_ = 0, until_s_ = 0;
 };
 
 }  // namespace smelt

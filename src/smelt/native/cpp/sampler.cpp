@@ -72,47 +72,65 @@ Outcome Sampler::draw(const float* logits, const Draw& draw, int32_t* token) {
   return Outcome::kDrawn;
 }
 
-// order_ = the tokens with logit >= at_least, best first, ties by rising id.
-void Sampler::gather(const float* logits, float at_least) {
+// weights_, bucket_of_ and mass_ of all tokens; returns the sum of all weights.
+double Sampler::fill_buckets(const float* logits, float highest, float temperature) {
+  weights_.resize(size_t(vocab_size_));
+  bucket_of_.resize(size_t(vocab_size_));
+  kernels_.exp_sum(logits, vocab_size_, highest, temperature, weights_.data());
+  std::fill(mass_, mass_ + kBuckets, 0.0);
+  for (int token = 0; token < vocab_size_; ++token) {
+    // Rounding keeps order, so a token in an earlier bucket is never less probable than one in a later.
+    const float quarters = (highest - logits[token]) / temperature * 4.0f;
+    const int bucket = quarters < float(kBuckets - 1) ? int(quarters) : kBuckets - 1;
+    bucket_of_[size_t(token)] = uint8_t(bucket);
+    mass_[bucket] += double(weights_[size_t(token)]);
+  }
+  double total = 0.0;
+  for (int bucket = 0; bucket < kBuckets; ++bucket) {
+    if (mass_[bucket] > 0.0) last_bucket_ = bucket;
+    total += mass_[bucket];
+  }
+  return total;
+}
+
+// order_ = the tokens of a bucket, best first, ties by rising id.
+void Sampler::sort_bucket(const float* logits, int bucket) {
   order_.clear();
   for (int token = 0; token < vocab_size_; ++token)
-    if (logits[token] >= at_least) order_.push_back(token);
+    if (bucket_of_[size_t(token)] == bucket) order_.push_back(token);
   std::sort(order_.begin(), order_.end(),
             [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
 }
 
 int32_t Sampler::pick(const float* logits, float highest, const Draw& draw) {
-  weights_.resize(size_t(vocab_size_));
-  const double total = kernels_.exp_sum(logits, vocab_size_, highest, draw.temperature, weights_.data());
-  const double u = counter_uniform(draw.seed, draw.draw);
-  const bool nucleus = draw.top_p < 1.0f;
-  // Only the head of the order is needed: lower the bar until the tokens above it hold enough probability.
-  for (float depth = 6.0f;; depth *= 3.0f) {
-    const bool everything = depth > 200.0f;
-    gather(logits, everything ? -kInfinity : highest - depth * draw.temperature);
-    double kept = 0.0;
-    size_t num_kept = 0;
-    if (nucleus) {
-      while (num_kept < order_.size()) {
-        kept += double(weights_[size_t(order_[num_kept++])]);
-        if (kept >= double(draw.top_p) * total) break;
-      }
-      if (kept < double(draw.top_p) * total && !everything) continue;
-    } else {
-      num_kept = order_.size();
-      kept = total;
+  double kept = fill_buckets(logits, highest, draw.temperature);
+  int last = last_bucket_;                // where the kept tokens end,
+  size_t num_last = size_t(vocab_size_);  // and how many of that bucket are kept
+  if (draw.top_p < 1.0f) {
+    const double wanted = double(draw.top_p) * kept;
+    int bucket = 0;
+    for (kept = 0.0; bucket < last && kept + mass_[bucket] < wanted; ++bucket) kept += mass_[bucket];
+    last = bucket;
+    sort_bucket(logits, last);
+    num_last = 0;
+    while (num_last < order_.size()) {
+      kept += double(weights_[size_t(order_[num_last++])]);
+      if (kept >= wanted) break;
     }
-    const double target = u * kept;
-    double sum = 0.0;
-    int32_t last = order_[0];
-    for (size_t i = 0; i < num_kept; ++i) {
-      const double weight = double(weights_[size_t(order_[i])]);
-      if (weight > 0.0) last = order_[i];
-      sum += weight;
-      if (sum > target) return order_[i];
-    }
-    if (everything || nucleus) return last;  // u * sum rounded up to the sum: the last token with any probability
   }
+  const double target = counter_uniform(draw.seed, draw.draw) * kept;
+  double sum = 0.0;
+  int bucket = 0;
+  for (; bucket < last && sum + mass_[bucket] <= target; ++bucket) sum += mass_[bucket];
+  sort_bucket(logits, bucket);
+  const size_t count = bucket == last ? std::min(num_last, order_.size()) : order_.size();
+  int32_t found = order_[0];
+  for (size_t i = 0; i < count && sum <= target; ++i) {  // ends early only where rounding lifts u * sum to the sum
+    const double weight = double(weights_[size_t(order_[i])]);
+    if (weight > 0.0) found = order_[i];
+    sum += weight;
+  }
+  return found;
 }
 
 Outcome Sampler::report(const float* logits, int32_t token, int k, int width, float* logprob, int32_t* ids,

@@ -35,12 +35,18 @@ class Sampler {
  private:
   bool adjust(const float* logits, const Draw& draw);
   int32_t pick(const float* logits, float highest, const Draw& draw);
-  void gather(const float* logits, float at_least);
+  double fill_buckets(const float* logits, float highest, float temperature);
+  void sort_bucket(const float* logits, int bucket);
 
   const Kernels& kernels_;
   int vocab_size_;
   std::vector<float> adjusted_, weights_;
   std::vector<int32_t> order_;
+  // Tokens by distance from the best one, so that only the bucket a draw falls into has to be sorted.
+  static constexpr int kBuckets = 256;
+  std::vector<uint8_t> bucket_of_;
+  double mass_[kBuckets];
+  int last_bucket_ = 0;  // with any probability
 };
 
 double counter_uniform(uint64_t seed, uint64_t draw);

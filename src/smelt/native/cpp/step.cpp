@@ -1,6 +1,7 @@
 #include "step.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -15,6 +16,8 @@ constexpr int kGateTokens = 64;    // tokens whose gate and up are held at once
 constexpr int kLogitRows = 32;     // logits held at once
 constexpr double kMacsPerThread = 1e6;  // below some 30 us of work a second thread costs more than it brings
 
+double steady_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 }  // namespace
 
 Runner::Runner(std::shared_ptr<const Model> model, int num_blocks, int block_size, int num_threads)
@@ -22,6 +25,7 @@ Runner::Runner(std::shared_ptr<const Model> model, int num_blocks, int block_siz
       kernels_(model_->kernels()),
       cache_(model_->shape(), int(model_->layers().size()), num_blocks, block_size),
       pool_(num_threads),
+      crowding_(num_threads),
       streams_(size_t(num_threads)),
       next_tile_(model_->layers().size()) {
   const Shape& shape = model_->shape();
@@ -53,17 +57,24 @@ void Runner::step(const Batch& batch, Result& result, bool all_logits) {
   failure_.store(0);
   if (all_logits) result.logits.assign(size_t(batch.num_tokens()) * size_t(model_->shape().vocab_size), 0.0f);
   plan(batch, all_logits);
-  num_active_ = choose_active(batch);
-  for (const Pass& pass : passes_) {
-    for (std::atomic<int>& next : next_tile_) next.store(0, std::memory_order_relaxed);
-    auto task = [&](int thread) { run_pass(pass, thread); };
-    pool_.run(num_active_, task);
-  }
+  run_passes();
   if (const int failure = failure_.load()) {
     if (Outcome(failure) == Outcome::kNothingAllowed)
       throw std::runtime_error("a grammar mask allows no token; it must allow at least one");
     throw std::runtime_error("the model's logits are not finite; found NaN or infinity");
   }
+}
+
+void Runner::run_passes() {
+  const double start_s = steady_s();
+  num_active_ = choose_active(*batch_, start_s);
+  for (const Pass& pass : passes_) {
+    for (std::atomic<int>& next : next_tile_) next.store(0, std::memory_order_relaxed);
+    auto task = [&](int thread) { run_pass(pass, thread); };
+    pool_.run(num_active_, task);
+  }
+  const double end_s = steady_s();
+  crowding_.record(end_s, end_s - start_s, pool_.take_stalled_s(), num_active_);
 }
 
 void Runner::plan(const Batch& batch, bool all_logits) {
@@ -103,9 +114,9 @@ void Runner::add_tiles(Pass& pass) const {
   std::reverse(pass.tiles.begin(), pass.tiles.end());
 }
 
-int Runner::choose_active(const Batch& batch) const {
+int Runner::choose_active(const Batch& batch, double now_s) {
   const double work = model_->macs_per_token() * batch.num_tokens();
-  return std::max(1, int(std::min(double(pool_.num_threads()), 1.0 + work / kMacsPerThread)));
+  return std::max(1, int(std::min(double(crowding_.allowed(now_s)), 1.0 + work / kMacsPerThread)));
 }
 
 void Runner::reserve(int num_tokens) {

@@ -58,7 +58,8 @@ class Runner {
 
   void plan(const Batch& batch, bool all_logits);
   void add_tiles(Pass& pass) const;
-  int choose_active(const Batch& batch) const;
+  int choose_active(const Batch& batch, double now_s);
+  void run_passes();
   void reserve(int num_tokens);
 
   void run_pass(const Pass& pass, int thread);
@@ -81,6 +82,7 @@ class Runner {
   const Kernels& kernels_;
   Cache cache_;
   Pool pool_;
+  Crowding crowding_;
   std::mutex mutex_;
   std::vector<Pass> passes_;
   std::vector<Stream> streams_;
