@@ -141,3 +141,31 @@ def test_a_part_of_a_character_is_named_by_its_bytes() -> None:
     lists = LogprobLists()
     lists.add([TokenReport(TokenText(1, "\ufffd", b"\xe4\xbd", -1.0))])
     assert lists.tokens == ["bytes:\\xe4\\xbd"]
+
+
+def test_two_tokens_of_one_name_report_the_better_one() -> None:
+    """A vocabulary with byte fallback has `e` twice, as a piece and as <0x65>, and both write the same text.
+
+    The dictionary kept the one that came last, the worse one, so a greedy token was not its own best alternative.
+    """
+    best, other = TokenText(7, "e", b"e", -0.5), TokenText(3, "e", b"e", -4.0)
+    lists = LogprobLists()
+    lists.add([TokenReport(best, (best, TokenText(9, "x", b"x", -2.0), other))])
+    assert lists.top_logprobs == [{"e": -0.5, "x": -2.0}]
+
+
+def test_a_text_may_begin_after_the_end_of_another(llm: LLM) -> None:
+    """lm-evaluation-harness puts the end token in front where a model has no begin token (Qwen), so that the first
+    token has a probability too. It was refused as a control token, and no perplexity could be measured.
+    """
+    ids = llm.tokenizer.encode("one two")
+    assert llm.config.eos_ids
+    for front in llm.config.eos_ids:
+        prepared = llm.prepare_completion([front, *ids], params(max_tokens=0, top_logprobs=1), echo=True)
+        prompt = next(iter(llm.events(prepared)))
+        assert isinstance(prompt, PromptText)
+        assert prompt.text == "one two"
+        assert [token.token_id for token in prompt.tokens] == [front, *ids]
+        assert [token.logprob is None for token in prompt.tokens] == [True] + [False] * len(ids)
+        with pytest.raises(InvalidRequestError, match=r"prompt\[2\]"):
+            llm.prepare_completion([*ids[:2], front], params())

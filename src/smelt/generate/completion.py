@@ -55,9 +55,7 @@ class LogprobLists:
             token = entry.token if isinstance(entry, TokenReport) else entry
             self.tokens.append(_name(token.text, token.bytes))
             self.token_logprobs.append(token.logprob)
-            self.top_logprobs.append(
-                None if token.logprob is None else {_name(alt.text, alt.bytes): alt.logprob for alt in entry.top}
-            )
+            self.top_logprobs.append(None if token.logprob is None else _by_name(entry.top))
             self.text_offset.append(self._chars)
             self._advance(token.bytes)
 
@@ -67,6 +65,14 @@ class LogprobLists:
         tail = _incomplete_tail(self._seen)
         self._chars += len(text) - (1 if tail else 0)
         self._seen = self._seen[len(self._seen) - tail :]
+
+
+def _by_name(top: Sequence[TokenText]) -> dict[str, float]:
+    """Alternatives by name, best first. Of two tokens with one name (`e` and `<0x65>`) the better one counts."""
+    named: dict[str, float] = {}
+    for alternative in top:
+        named.setdefault(_name(alternative.text, alternative.bytes), alternative.logprob)
+    return named
 
 
 def _name(text: str, raw: bytes) -> str:
@@ -111,11 +117,13 @@ class RawPrompt:
     text: str
 
 
-def raw_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> RawPrompt:
+def raw_prompt(
+    tokenizer: Tokenizer, prompt: str | Sequence[int], *, first_ids: frozenset[int] = frozenset()
+) -> RawPrompt:
     """Text is encoded after the begin id, if the model wants one; ids are taken as they are.
 
-    Raises InvalidRequestError for an empty prompt, and for ids that do not exist or are control ids (a begin id in
-    front is allowed): control tokens are the renderer's to place.
+    Raises InvalidRequestError for an empty prompt, and for ids that do not exist or are control ids: control tokens
+    are the renderer's to place. In front the begin id and `first_ids` are allowed: a text begins after them.
     """
     if isinstance(prompt, str):
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -123,14 +131,14 @@ def raw_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> RawPrompt:
         num_hidden, text = len(begin), prompt
     else:
         ids, num_hidden = list(prompt), 0
-        _check_ids(tokenizer, ids)
+        _check_ids(tokenizer, ids, first_ids | {tokenizer.bos_id})
         text = tokenizer.decode(ids)
     if not ids:
         raise InvalidRequestError("The prompt is empty; expected at least one token.", param="prompt")
     return RawPrompt(ids, num_hidden, text)
 
 
-def _check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+def _check_ids(tokenizer: Tokenizer, ids: Sequence[int], first_ids: frozenset[int | None]) -> None:
     control = frozenset(tokenizer.control_ids.values())
     for place, token_id in enumerate(ids):
         if not 0 <= token_id < tokenizer.vocab_size:
@@ -139,7 +147,7 @@ def _check_ids(tokenizer: Tokenizer, ids: Sequence[int]) -> None:
                 param="prompt",
                 code="invalid_value",
             )
-        if token_id in control and not (place == 0 and token_id == tokenizer.bos_id):
+        if token_id in control and not (place == 0 and token_id in first_ids):
             raise InvalidRequestError(
                 f"Invalid token in prompt[{place}]: {token_id} is a control token, which a prompt cannot contain.",
                 param="prompt",

@@ -75,6 +75,7 @@ class LLM:
         self.runner = runner
         self._limits = Limits(limits.context_len, limits.max_output_len, config.vocab_size)
         self._control_ids = frozenset(tokenizer.control_ids.values())
+        self._first_ids = frozenset(config.eos_ids) | ({config.bos_id} if config.bos_id is not None else set())
         self._stop_ids = (renderer.stop_ids if renderer else frozenset()) | frozenset(config.eos_ids)
         self._compiler = GrammarCompiler(
             tokenizer, vocab_size=runner.vocab_size, stop_ids=self._stop_ids, cache_size=options.grammar_cache
@@ -174,13 +175,14 @@ class LLM:
     def prepare_completion(
         self, prompt: str | Sequence[int], params: SamplingParams, *, echo: bool = False
     ) -> Prepared:
-        """Check a raw completion. `prompt` is text or token ids; control ids are refused in ids.
+        """Check a raw completion. `prompt` is text or token ids; control ids are refused in ids, but for a begin or
+        end id in front.
 
         With `echo` the first event is a PromptText, with log-probabilities where params.top_logprobs is set, and
         max_tokens may be 0. Where log-probabilities are asked for, a drawn end token is reported too. Raises
         InvalidRequestError and ContextLengthError.
         """
-        raw = raw_prompt(self.tokenizer, prompt)
+        raw = raw_prompt(self.tokenizer, prompt, first_ids=self._first_ids)
         max_new_tokens = fit(self._limits, len(raw.ids), params.max_tokens)
         return Prepared(
             prompt_ids=raw.ids,
