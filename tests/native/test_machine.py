@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smelt.native import machine, machine_report, read_bandwidth
+from smelt.native import machine, machine_report, multiply_rate, read_bandwidth
 
 
 @pytest.fixture
@@ -101,3 +101,7 @@ def test_this_machine_is_reported() -> None:
 
 def test_read_bandwidth_is_a_plausible_number() -> None:
     assert 0.5 < read_bandwidth(1) < 2000
+
+
+def test_multiply_rate_is_a_plausible_number() -> None:
+    assert 0.5 < multiply_rate(1, "portable") < 10_000

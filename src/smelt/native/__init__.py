@@ -1,6 +1,6 @@
 """The C++ core and its typed Python face: one step of a whole model over a flat batch, on a CPU."""
 
-from smelt.native.machine import MachineReport, machine_report, read_bandwidth
+from smelt.native.machine import MachineReport, machine_report, multiply_rate, read_bandwidth
 from smelt.native.runner import NativeRunner
 
-__all__ = ["MachineReport", "NativeRunner", "machine_report", "read_bandwidth"]
+__all__ = ["MachineReport", "NativeRunner", "machine_report", "multiply_rate", "read_bandwidth"]

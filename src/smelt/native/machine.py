@@ -99,6 +99,12 @@ def read_bandwidth(threads: int | None = None) -> float:
     return found
 
 
+def multiply_rate(threads: int | None = None, isa: str | None = None) -> float:
+    """GOPS of the 8-bit product in cache (two operations a multiply-add), what prefill is measured against."""
+    found: float = core().multiply_rate(threads or choose_threads().threads, isa or "")
+    return found
+
+
 def _physical_cores(root: Path, allowed: set[int]) -> int:
     """Distinct (package, core) pairs among the allowed processors; their number where the kernel does not say."""
     pairs = set()

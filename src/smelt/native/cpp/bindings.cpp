@@ -141,6 +141,10 @@ NB_MODULE(_core, m) {
     nb::gil_scoped_release release;
     return read_bandwidth(num_threads, num_bytes, *find_kernels(nullptr));
   }, "num_threads"_a, "num_bytes"_a);
+  m.def("multiply_rate", [](int num_threads, const std::string& isa) {
+    nb::gil_scoped_release release;
+    return multiply_rate(num_threads, kernels_named(isa));
+  }, "num_threads"_a, "isa"_a);
 }
 
 }  // namespace smelt
