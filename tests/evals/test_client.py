@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from smelt.core.errors import EngineError, InvalidRequestError
 from smelt.core.messages import Message, ResponseFormat, Tool, ToolCall, ToolChoice
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
-from smelt.evals.client import HTTPSampler
+from smelt.evals.client import HTTPSampler, request_body
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 BODY = {
@@ -58,6 +59,15 @@ def test_request_and_answer() -> None:
     assert sent["messages"][2]["tool_call_id"] == "c0"
     assert (sent["max_completion_tokens"], sent["seed"], sent["temperature"]) == (5, 3, 0)
     assert sent["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_tool_choice_forms() -> None:
+    request = ChatRequest(messages=(Message.of("user", "hi"),), tools=(Tool(name="f"), Tool(name="g")))
+    assert request_body(request, "m")["tool_choice"] == "auto"
+    some = dataclasses.replace(request, tool_choice=ToolChoice(mode="auto", allowed=("f", "g")))
+    sent = request_body(some, "m")["tool_choice"]
+    assert sent["type"] == "allowed_tools"
+    assert [tool["function"]["name"] for tool in sent["allowed_tools"]["tools"]] == ["f", "g"]
 
 
 def test_refusals_and_failures_differ() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smelt.core.errors import EngineError, InvalidRequestError
-from smelt.core.messages import Message, ToolCall
+from smelt.core.messages import Message, ToolCall, ToolChoice
 from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import FinishReason, Usage
 
@@ -56,14 +56,21 @@ class HTTPSampler:
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     """The request in OpenAI's form."""
-    params, choice = request.params, request.tool_choice
+    params = request.params
     body: dict[str, Any] = {
         "model": model,
         "messages": [_message(message) for message in request.messages],
         "temperature": params.temperature,
         "top_p": params.top_p,
     }
-    optional = {"seed": params.seed, "stop": list(params.stop) or None, "max_completion_tokens": params.max_tokens}
+    optional = {
+        "seed": params.seed,
+        "stop": list(params.stop) or None,
+        "max_completion_tokens": params.max_tokens,
+        "presence_penalty": params.presence_penalty or None,
+        "frequency_penalty": params.frequency_penalty or None,
+        "logit_bias": {str(token): bias for token, bias in params.logit_bias.items()} or None,
+    }
     body |= {name: value for name, value in optional.items() if value is not None}
     if request.tools:
         body["tools"] = [
@@ -79,10 +86,7 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
             for tool in request.tools
         ]
         body["parallel_tool_calls"] = request.parallel_tool_calls
-        named = choice.mode == "required" and choice.allowed is not None and len(choice.allowed) == 1
-        body["tool_choice"] = (
-            {"type": "function", "function": {"name": (choice.allowed or ("",))[0]}} if named else choice.mode
-        )
+        body["tool_choice"] = _tool_choice(request.tool_choice)
     if request.response_format.kind == "json_object":
         body["response_format"] = {"type": "json_object"}
     elif request.response_format.kind == "json_schema":
@@ -90,6 +94,15 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
         spec = {"name": wanted.name or "answer", "schema": dict(wanted.schema or {}), "strict": wanted.strict}
         body["response_format"] = {"type": "json_schema", "json_schema": spec}
     return body
+
+
+def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
+    if choice.allowed is None:
+        return choice.mode
+    functions = [{"type": "function", "function": {"name": name}} for name in choice.allowed]
+    if choice.mode == "required" and len(functions) == 1:
+        return functions[0]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": functions}}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -81,8 +81,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.model.to(self.config.device)
-        self.pool = ThreadPoolExecutor(self.config.workers)
-        self.optimizer = Optimizer(self.model.named_parameters(), self.config.optimizer, self.pool.map)
+        self.optimizer = Optimizer(self.model.named_parameters(), self.config.optimizer)
         self.position = state.Position()
         self.plan = Plan.of(self.config.schedule)
         shape = {
@@ -96,13 +95,20 @@ class Run:
         """Train to the end of the schedule, or for `stop_after` more steps; returns where the run stands."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            self.optimizer.spread = pool.map
+            self._train(pool, stop_after)
+        self.save()
+        return self.position
+
+    def _train(self, pool: ThreadPoolExecutor, stop_after: int | None) -> None:
         began, before = time.monotonic(), self.position.elapsed_s
         saved = began
         losses, counts, window = 0.0, 0, (began, self.position.num_tokens)
         batches, done = self._batches(), 0
         while self.position.step < self.plan.total_steps and done != stop_after:
             self.plan.settle(self.config.schedule, self.position.step, self.position.elapsed_s)
-            loss, count, norm, scale = self._step(batches)
+            loss, count, norm, scale = self._step(pool, batches)
             losses, counts, done = losses + loss, counts + count, done + 1
             now = time.monotonic()
             self.position.elapsed_s = before + now - began
@@ -113,8 +119,6 @@ class Run:
             if now - saved >= self.config.checkpoint_s:
                 self.save()
                 saved = time.monotonic()
-        self.save()
-        return self.position
 
     def save(self) -> None:
         """Write a checkpoint now."""
@@ -136,12 +140,12 @@ class Run:
             for name, value in self.optimizer.state.items():
                 value.copy_(tensors[f"optimizer.{name}"])
 
-    def _step(self, batches: Iterator[Batch]) -> tuple[float, int, float, float]:
+    def _step(self, pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> tuple[float, int, float, float]:
         parts = [next(batches) for _ in range(self.config.accumulate)]
         count = sum(part.num_learned for part in parts)
         total = 0.0
         summed: list[torch.Tensor] = []
-        for loss, gradients in self.pool.map(self._gradients, parts):
+        for loss, gradients in pool.map(self._gradients, parts):
             total += loss
             if summed:
                 torch._foreach_add_(summed, list(gradients))
