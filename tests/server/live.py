@@ -134,14 +134,14 @@ def read_reply(connection: socket.socket) -> Reply:
 
 
 @contextlib.contextmanager
-def running(model: Path, tmp: Path, **environment: str) -> Iterator[Server]:
-    """A server of `model` on a free port; settings as SMELT_* fields."""
+def running(model: Path, tmp: Path, *, small: bool = True, **environment: str) -> Iterator[Server]:
+    """A server of `model` on a free port; settings as SMELT_* fields. small: see `live_main`."""
     log = tmp / "server.log"
     settings = {f"SMELT_{name.upper()}": value for name, value in environment.items()}
     env = {name: value for name, value in os.environ.items() if not name.startswith("SMELT_")} | settings
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.server.live_main", str(model)],
+            [sys.executable, "-m", "tests.server.live_main", str(model), *(["--small"] if small else [])],
             cwd=ROOT,
             env=env | {"SMELT_PORT": "0", "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,

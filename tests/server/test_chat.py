@@ -139,7 +139,7 @@ def test_whole_answer(chat: Post) -> None:
             "finish_reason": "stop",
         }
     ]
-    assert (body["object"], body["model"]) == ("chat.completion", "fake")
+    assert (body["object"], body["model"]) == ("chat.completion", "gpt-4o-mini")  # the name it was asked by
     assert (body["service_tier"], body["system_fingerprint"]) == ("default", "fp_fake")
     assert body["id"].startswith("chatcmpl-")
     assert body["usage"]["total_tokens"] == 11

@@ -44,7 +44,7 @@ class ChatReply:
         self.fields = {
             "id": new_id("chatcmpl"),
             "created": int(time.time()),
-            "model": model.name,
+            "model": body.model,
             "service_tier": "default",
             "system_fingerprint": model.fingerprint,
         }

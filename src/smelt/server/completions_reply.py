@@ -41,7 +41,7 @@ class CompletionReply:
             "id": new_id("cmpl"),
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model.name,
+            "model": body.model,
             "system_fingerprint": model.fingerprint,
         }
 

@@ -1,0 +1,81 @@
+"""langchain-tests' ChatModelIntegrationTests, unmodified, with ChatOpenAI against the shipped model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+import smelt
+from tests.server.live import Server, running
+
+# One event loop for all of it: ChatOpenAI keeps its asynchronous connections for the whole process. Warnings are
+# langchain's own affair, such as its advice on pydantic 1.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.filterwarnings("default")]
+SHIPPED = Path(smelt.__file__).parent / "shipped/spark"
+if not json.loads((SHIPPED / "card.json").read_text())["trained_tokens"]:
+    pytest.skip("the shipped folder holds untrained weights", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def shipped_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(SHIPPED, tmp_path_factory.mktemp("langchain"), small=False) as server:
+        yield server
+
+
+class TestSmelt(ChatModelIntegrationTests):
+    """What the server can do is switched on; images, audio and files are not its trade."""
+
+    base_url: str
+
+    @pytest.fixture(autouse=True)
+    def _server(self, shipped_server: Server) -> None:
+        type(self).base_url = f"{shipped_server.base_url}/v1"
+
+    @pytest.fixture
+    def model(self, request: Any, _server: None) -> ChatOpenAI:
+        return ChatOpenAI(**self.chat_model_params, **getattr(request, "param", {}))
+
+    @property
+    def chat_model_class(self) -> type[ChatOpenAI]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "model": "gpt-4o-mini",
+            "base_url": self.base_url,
+            "api_key": "none",
+            "stream_usage": True,
+            "temperature": 0,
+            "max_retries": 0,
+        }
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def has_tool_choice(self) -> bool:
+        return True
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return False
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return False
+
+    @property
+    def supports_model_override(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return "gpt-4o-mini-2024-07-18"
