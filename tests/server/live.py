@@ -16,9 +16,15 @@ from typing import Any
 
 import psutil
 
+from smelt.tokenizer import Tokenizer
 from tests.server.conftest import CHAT
+from tests.tiny import tiny_tokenizer_files
 
 ROOT = Path(__file__).resolve().parents[2]
+# Biases that keep a tiny random model from ending its answer after a few tokens.
+NEVER_END = {
+    str(i): -100 for i in Tokenizer.from_json(tiny_tokenizer_files()[0]["tokenizer.json"].decode()).control_ids.values()
+}
 CLI = (sys.executable, "-c", "from smelt.cli import main; main()")  # the `smelt` command
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,19 @@ def test_the_document_is_the_table() -> None:
     assert (ROOT / "docs/api-matrix.md").read_text() == markdown()
 
 
+@cache
+def _openais_schemas() -> dict[str, Any]:
+    description = SHARED / "reference/openai-openapi.yaml"
+    if not description.is_file():
+        pytest.skip("needs ../shared/reference/openai-openapi.yaml beside the repository")
+    return yaml.load(description.read_text(), Loader=yaml.CSafeLoader)["components"]["schemas"]
+
+
 @pytest.mark.parametrize(
     ("schema", "rows"), [("CreateChatCompletionRequest", CHAT), ("CreateCompletionRequest", COMPLETIONS)]
 )
 def test_the_table_has_every_field_of_openais_description(schema: str, rows: tuple[Row, ...]) -> None:
-    description = SHARED / "reference/openai-openapi.yaml"
-    if not description.is_file():
-        pytest.skip("needs ../shared/reference/openai-openapi.yaml beside the repository")
-    schemas = yaml.load(description.read_text(), Loader=yaml.CSafeLoader)["components"]["schemas"]
+    schemas = _openais_schemas()
     listed = paths(rows)
     assert len(listed) == len(set(listed))
     assert set(listed) - BEYOND_OPENAI == set(field_paths(schemas[schema], schemas))

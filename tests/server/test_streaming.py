@@ -52,7 +52,13 @@ class Peer:
         self.sent.append(message)
 
     def start(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self.app(self.scope, self.inbox.get, self.send))
+        return asyncio.create_task(self.app(self.scope, self.receive, self.send))
+
+    async def receive(self) -> dict[str, Any]:
+        message = await self.inbox.get()
+        if message["type"] == "http.disconnect":
+            self.leave()  # whoever asks again hears it again
+        return message
 
     def leave(self) -> None:
         self.inbox.put_nowait({"type": "http.disconnect"})
@@ -93,6 +99,16 @@ async def test_a_client_that_leaves_ends_its_work(path: str, body: dict[str, Any
         await task
     assert llm.num_open == 0
     assert peer.app.state.service.num_admitted == 0
+
+
+async def test_a_client_that_leaves_with_the_first_event(llm: FakeLLM) -> None:
+    """The departure once was lost when it came together with the first event; the stream then ran to its end."""
+    llm.pause = asyncio.Event()
+    peer = Peer(llm, "/v1/chat/completions", CHAT | {"stream": True})
+    peer.leave()
+    async with asyncio.timeout(2):
+        await peer.start()
+    assert (llm.num_open, peer.sent) == (0, [])
 
 
 @pytest.mark.parametrize(("path", "body"), REQUESTS)

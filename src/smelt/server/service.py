@@ -216,7 +216,11 @@ class Answering:
 
     async def stream(self, events: Events, chunks: Callable[[Events], AsyncGenerator[bytes, None]]) -> EventStream:
         """The events as a response. Waits for the first one: until then a failure still has a status of its own."""
-        first = await self.run(anext(events))
+        try:
+            first = await self.run(anext(events))
+        except BaseException:
+            await events.aclose()
+            raise
         rest = self._stack.pop_all()
         return EventStream(
             chunks(_resumed(first, events)), self.service.settings, deadline_s=self._deadline_s, on_end=rest.close

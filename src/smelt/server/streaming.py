@@ -29,9 +29,9 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     watcher = asyncio.ensure_future(_disconnected(receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnectedError
+        if watcher.done():
+            raise ClientDisconnectedError
+        return task.result()
     finally:
         task.cancel()
         watcher.cancel()

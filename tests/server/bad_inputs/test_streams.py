@@ -10,14 +10,10 @@ from typing import Any
 
 import pytest
 
-from smelt.tokenizer import Tokenizer
 from tests.server.bad_inputs.conftest import KEY
 from tests.server.conftest import CHAT
-from tests.server.live import Server, read_reply
-from tests.tiny import tiny_tokenizer_files
+from tests.server.live import NEVER_END, Server, read_reply
 
-CONTROLS = Tokenizer.from_json(tiny_tokenizer_files()[0]["tokenizer.json"].decode()).control_ids
-NEVER_END = {str(i): -100 for i in CONTROLS.values()}  # a random model would end after a few tokens
 LONG: dict[str, Any] = CHAT | {"max_tokens": 900, "logit_bias": NEVER_END}
 LONG_STRING = {"type": "object", "properties": {"a": {"type": "string", "minLength": 500}}, "required": ["a"]}
 JSON_MODE = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": LONG_STRING}}}
