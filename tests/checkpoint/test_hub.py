@@ -80,6 +80,17 @@ def test_downloads_what_is_needed_once(hub: StandInHub, tmp_path: Path, tiny_fol
     assert hub.fetched() == [], "the second time comes from the cache"
 
 
+def test_a_chat_template_in_a_file_of_its_own_is_fetched(hub: StandInHub, tmp_path: Path) -> None:
+    """transformers 5 saves the template beside tokenizer_config.json, in chat_template.jinja, and that was left behind.
+
+    So a Qwen3 repository of that kind was taken for a model that does not think, and one with an unknown template for
+    a base model, though the same folder on disk was not.
+    """
+    hub.repos["house/tiny"]["chat_template.jinja"] = b"{{ messages }}"
+    found, stderr = run(hub, "house/tiny", tmp_path)
+    assert (Path(found) / "chat_template.jinja").read_bytes() == b"{{ messages }}", stderr
+
+
 def test_works_offline_once_cached(hub: StandInHub, tmp_path: Path) -> None:
     found, _ = run(hub, "house/tiny", tmp_path)
     again, stderr = run(hub, "house/tiny", tmp_path, HF_HUB_OFFLINE="1")

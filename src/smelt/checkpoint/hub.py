@@ -1,8 +1,8 @@
 """From the name of a model to a folder on disk: a path, a shipped model, or a Hugging Face id.
 
 Downloads go through `huggingface_hub`, which keeps the cache, resumes a cut connection (run again, it goes on with the
-files still missing), shows progress and respects HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Only safetensors
-and JSON are fetched, and the JSON first: a model that smelt cannot run is refused before its weights are downloaded.
+files still missing), shows progress and respects HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Only safetensors,
+JSON and the chat template are fetched, the weights last: a model that smelt cannot run is refused before they are.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _DOCUMENTS = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "smelt.json",
     "card.json",
     "lineage.json",
