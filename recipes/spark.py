@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.spark_card import evaluate, export, origin
-from recipes.spark_data import load_sources, make_stages, make_tokenizer
+from recipes.spark_data import load_pools, load_sources, make_stages, make_tokenizer
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.tokenizer import Tokenizer
 
@@ -122,6 +122,7 @@ def make(config: SparkConfig, data: Path | None, out: Path, *, train: bool = Tru
         renderer,
         tokenizer.control_ids["<|pad|>"],
         sources,
+        load_pools(data),
         batch_tokens=config.batch_tokens,
         early_tokens=config.early_tokens,
     )

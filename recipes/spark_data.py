@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from smelt.data.example import Example
 from smelt.data.sources import SOURCES, Source
 from smelt.data.tasks.catalog import LANGUAGES
 from smelt.data.tasks.mixture import HELD_OUT, Mixture, held_out, held_out_long
+from smelt.data.text import Pools, read_pools
 from smelt.evals import bfcl
 from smelt.evals.cases import Case, Grader
 from smelt.tokenizer import Tokenizer, train_tokenizer
@@ -33,7 +35,7 @@ MAIN = Mixture(
 FINAL = Mixture(
     weights={
         "call": 24, "session": 16, "no_tool": 14, "result": 4, "extract": 16, "free": 6, "basket": 2, "classify": 5,
-        "service": 10, "facts": 3, "talk": 2, "repeat": 1, "lookup": 1, "long": 1.5, "longer": 0.6,
+        "service": 10, "facts": 3, "talk": 2, "repeat": 5, "lookup": 2, "long": 1.5, "longer": 0.6,
     }
 )  # fmt: skip
 SOURCE_SHARE = 0.15
@@ -78,13 +80,24 @@ def available(data: Path | None) -> list[Source]:
     return [source for source in SOURCES if data is not None and source.available(data)]
 
 
+def load_pools(data: Path | None) -> Pools:
+    """Sentences of running text in every language there is."""
+    return read_pools(data)
+
+
 def load_sources(data: Path | None, seed: int) -> dict[str, list[Example]]:
     """Examples of every public set there is."""
     return {source.name: source.examples(data, seed) for source in available(data) if data is not None}
 
 
 def make_stages(
-    renderer: HouseRenderer, pad_id: int, sources: dict[str, list[Example]], *, batch_tokens: int, early_tokens: int
+    renderer: HouseRenderer,
+    pad_id: int,
+    sources: dict[str, list[Example]],
+    pools: Pools,
+    *,
+    batch_tokens: int,
+    early_tokens: int,
 ) -> list[Stage]:
     """Copying first, then everything short, then everything with longer texts while the rate falls."""
 
@@ -101,7 +114,9 @@ def make_stages(
     return [
         Stage(name="copying", stream=stream(EARLY, 11, 320, 0.0), until_tokens=early_tokens),
         Stage(name="main", stream=stream(MAIN, 12, 512, SOURCE_SHARE)),
-        Stage(name="final", stream=stream(FINAL, 13, 3072, SOURCE_SHARE), at_decay=True),
+        Stage(
+            name="final", stream=stream(dataclasses.replace(FINAL, pools=pools), 14, 3072, SOURCE_SHARE), at_decay=True
+        ),
     ]
 
 

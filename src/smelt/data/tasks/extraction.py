@@ -95,7 +95,7 @@ def extract_example(v: Values, skill: str = "extract") -> Example:
         for field in fields:
             drawn[field.role] = field.draw(v)
         pairs = [(f, drawn[f.role]) if f in fields else (f, Value("", "null")) for f in ordered]
-        text = fill(template, drawn)
+        text = v.surrounded(fill(v.varied(template), drawn))
         turns += _prompt(v, kind, text) if i == 0 else [Message.of("user", text)]
         turns.append(Message.of("assistant", arguments_json(pairs)))
     if not turns:

@@ -58,6 +58,10 @@ _FILLER = {
 
 def repeat_example(v: Values) -> Example:
     """Say a text again."""
+    if v.pool and v.chance(0.6):
+        text = v.pick(v.pool)
+        turns = [Message.of("user", v.pick(_REPEAT[v.language]).format(t=text)), Message.of("assistant", text)]
+        return Example(skill="repeat", language=v.language, messages=tuple(turns), phrases=(text,))
     parts = [v.draw(v.pick(_KINDS)).text for _ in range(v.rng.randint(1, 5))]
     text = v.pick([", ", " ", "; ", "\n"]).join(parts)
     turns = [Message.of("user", v.pick(_REPEAT[v.language]).format(t=text)), Message.of("assistant", text)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from smelt.data.example import Example
@@ -57,9 +57,10 @@ HELD_OUT: Mapping[str, Generator] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Weights over the generators and the languages."""
+    """Weights over the generators and the languages; `pools` of sentences make words and surroundings open."""
 
     weights: Mapping[str, float]
+    pools: Mapping[str, Sequence[str]] = field(default_factory=dict)
     languages: Mapping[str, float] = field(default_factory=lambda: {"en": 0.44, "de": 0.28, "zh": 0.28})
 
     def example(self, seed: int, index: int) -> Example:
@@ -67,7 +68,7 @@ class Mixture:
         rng = random.Random(f"{seed}/{index}")
         name = rng.choices(list(self.weights), list(self.weights.values()))[0]
         language = rng.choices(list(self.languages), list(self.languages.values()))[0]
-        return GENERATORS[name](Values(rng, language))
+        return GENERATORS[name](Values(rng, language, "train", self.pools))
 
 
 def held_out(suite: str, language: str, count: int, seed: int = 0) -> list[Example]:

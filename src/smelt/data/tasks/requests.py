@@ -95,12 +95,12 @@ def slots(template: str) -> list[str]:
 
 def catalog_ask(v: Values, block: Block, templates: Sequence[str]) -> Ask:
     """A request for a catalogue tool, said by one of `templates`."""
-    template = v.pick(templates)
+    template = v.varied(v.pick(templates))
     tool, fields = describe(v, block)
     mentioned = set(slots(template))
     drawn = {field.role: field.draw(v) for field in fields}
     pairs = [(field, drawn[field.role]) for field in fields if field.role in mentioned]
-    text = fill(template, drawn)
+    text = v.surrounded(fill(template, drawn), 0.15)
     if v.language == "en" and v.chance(0.12):
         text = text[0].lower() + text[1:]
     required, pairs = _with_defaults(v, fields, pairs, tool)

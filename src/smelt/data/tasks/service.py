@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from smelt.core.messages import Message, ResponseFormat
 from smelt.data.example import Example, compact_json
 from smelt.data.tasks.catalog import Block, blocks, roles
@@ -47,7 +49,13 @@ def _intents() -> dict[str, Block]:
 
 def _message(v: Values, block: Block) -> str:
     said = block.said[v.language]
-    return said[-1] if v.split == "test" else v.pick(said[:-1])
+    return said[-1] if v.split == "test" else v.pick([*said[:-1], *_more()[block.names[0]][v.language]])
+
+
+@functools.cache
+def _more() -> dict[str, dict[str, list[str]]]:
+    """Further messages for training, by intent and language."""
+    return {block.names[0]: block.said for block in blocks("service_more.txt")}
 
 
 def _turn(v: Values, block: Block, known: dict[str, Value]) -> tuple[str, str, list[str]]:
@@ -59,7 +67,7 @@ def _turn(v: Values, block: Block, known: dict[str, Value]) -> tuple[str, str, l
         if role not in known:
             known[role] = v.draw(roles()[role].kind)
     needed = [known[role].text for role in slots(reply)]
-    return fill(message, known), fill(reply, known), needed
+    return v.surrounded(fill(v.varied(message), known)), fill(reply, known), needed
 
 
 def service_example(v: Values, skill: str = "service") -> Example:

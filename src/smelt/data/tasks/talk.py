@@ -71,7 +71,7 @@ def facts_example(v: Values, skill: str = "facts") -> Example:
     asked = v.rng.sample(range(len(chosen)), k=1 if v.split == "test" else v.rng.randint(1, 2))
     for i in asked:
         questions = chosen[i].said[v.language]
-        question = questions[-1] if v.split == "test" else v.pick(questions[:-1])
+        question = questions[-1] if v.split == "test" else v.surrounded(v.varied(v.pick(questions[:-1])), 0.15)
         reply = chosen[i].replies[v.language].format(v=drawn[i])
         turns += [Message.of("user", question), Message.of("assistant", reply)]
     return Example(skill=skill, language=v.language, messages=tuple(turns), phrases=(drawn[asked[-1]],))

@@ -7,8 +7,9 @@ Invented words (syllables, random characters, random codes) teach copying instea
 from __future__ import annotations
 
 import random
+import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -51,11 +52,27 @@ def enum_options(kind: str, language: str) -> list[str] | None:
     return _ENUMS[kind][language].split() if kind in _ENUMS else None
 
 
+# Kinds whose values may be any words, and how many.
+_OPEN = {
+    "sentence": (2, 8), "title": (1, 4), "topic": (1, 4), "product": (1, 2), "company": (1, 3), "person": (2, 2),
+    "first": (1, 1), "city": (1, 2), "room": (1, 2), "device": (1, 2), "dish": (1, 3), "job": (1, 2), "issue": (1, 3),
+    "cuisine": (1, 1), "country": (1, 1), "language": (1, 1),
+}  # fmt: skip
+
+
 class Values:
     """Draws values for one conversation, deterministic by `rng`."""
 
-    def __init__(self, rng: random.Random, language: str, split: Split = "train") -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        language: str,
+        split: Split = "train",
+        pools: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """`pools`: sentences per language; a third of the words of a value, and noise around requests, come from it."""
         self.rng, self.language, self.split = rng, language, split
+        self.pool = (pools or {}).get(language, ())
 
     def draw(self, kind: str, enum_language: str | None = None) -> Value:
         """A value of `kind`; `enum_language` is the language of an enumerated kind's JSON value."""
@@ -67,8 +84,40 @@ class Values:
             return self._items()
         if kind in _NUMERIC:
             return _NUMERIC[kind](self)
-        text = _TEXTUAL[kind](self) if kind in _TEXTUAL else self.word(kind)
+        if self.pool and kind in _OPEN and self.chance(0.35):
+            text = self.span(*_OPEN[kind])
+        else:
+            text = _TEXTUAL[kind](self) if kind in _TEXTUAL else self.word(kind)
         return Value(text, compact_json(text))
+
+    def span(self, low: int, high: int) -> str:
+        """`low` to `high` running words out of the pool (Chinese: twice as many characters)."""
+        sentence = self.pick(self.pool).strip(".,;:!?()'，。、：！？ ")
+        if self.language == "zh":
+            parts, gap, count = list(re.sub(r"[，。、：！？]", "", sentence)), "", 2 * self.rng.randint(low, high)
+        else:
+            parts, gap, count = re.sub(r"[.,;:!?()']", "", sentence).split(), " ", self.rng.randint(low, high)
+        start = self.rng.randint(0, max(0, len(parts) - count))
+        return gap.join(parts[start : start + count]) or self.invented_name()
+
+    def varied(self, template: str) -> str:
+        """The template, sometimes with a word less (Chinese: a character), never a slot."""
+        if not self.pool or not self.chance(0.3):
+            return template
+        if self.language == "zh":
+            parts, gap = re.findall(r"\{\w+\}|.", template, re.DOTALL), ""
+        else:
+            parts, gap = template.split(" "), " "
+        kept = [part for part in parts if "{" in part or not self.chance(0.12)]
+        return gap.join(kept) if len(kept) > 1 else template
+
+    def surrounded(self, text: str, probability: float = 0.25) -> str:
+        """The text, sometimes with a sentence before or behind it that has nothing to do with it."""
+        if not self.pool or not self.chance(probability):
+            return text
+        noise = self.pick(self.pool)
+        gap = "" if self.language == "zh" else " "
+        return noise + gap + text if self.chance(0.5) else text + gap + noise
 
     def word(self, name: str) -> str:
         """A word of the list `name` for this language and split."""
