@@ -53,6 +53,7 @@ class FakeLLM:
         self.prompts: list[tuple[str | list[int], SamplingParams, bool]] = []
         self.num_open = 0
         self.n = 0
+        self.tenants: list[str] = []
         self.fail: Exception | None = None
 
     def prepare(self, request: ChatRequest) -> Any:
@@ -69,6 +70,7 @@ class FakeLLM:
         self, prepared: Any, *, n: int = 1, tenant: str = ""
     ) -> AsyncGenerator[AnswerEvent | PromptText, None]:
         self.n = n
+        self.tenants.append(tenant)
         self.num_open += 1
         try:
             for i, event in enumerate(self._for_choices(n)):

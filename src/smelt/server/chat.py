@@ -27,7 +27,8 @@ async def create_chat_completion(request: Request) -> Response:
         body, prepared = await answering.read(lambda raw: _prepare(service, raw))
         answering.record.model, answering.record.stream = service.llm.name, bool(body.stream)
         reply = ChatReply(body, service.llm)
-        events = metered(service.llm.stream(prepared, n=body.n or 1), answering.record)
+        events = service.llm.stream(prepared, n=body.n or 1, tenant=answering.record.tenant)
+        events = metered(events, answering.record)
         if body.stream:
             return await answering.stream(events, reply.chunks)
         return JSONResponse(await answering.run(reply.whole(events)))

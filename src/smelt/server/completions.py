@@ -35,7 +35,8 @@ async def create_completion(request: Request) -> Response:
         body, prepared = await answering.read(lambda raw: _prepare(service, raw))
         answering.record.model, answering.record.stream = service.llm.name, bool(body.stream)
         reply = CompletionReply(body, service.llm)
-        events = metered(merged(service.llm, prepared, n=body.n or 1), answering.record)
+        events = merged(service.llm, prepared, n=body.n or 1, tenant=answering.record.tenant)
+        events = metered(events, answering.record)
         if body.stream:
             return await answering.stream(events, reply.chunks)
         return JSONResponse(await answering.run(reply.whole(events)))
@@ -53,10 +54,10 @@ def _prepare(service: Service, raw: dict[str, Any]) -> tuple[CompletionBody, lis
     return body, [model.prepare_completion(prompt, params, echo=bool(body.echo)) for prompt in body.prompts]
 
 
-async def merged(model: ServedModel, prepared: Sequence[Prepared], *, n: int) -> Events:
+async def merged(model: ServedModel, prepared: Sequence[Prepared], *, n: int, tenant: str = "") -> Events:
     """The answers to all prompts, running together, as one stream with one AnswerUsage at its end."""
     if len(prepared) == 1:
-        async with aclosing(model.stream(prepared[0], n=n)) as only:
+        async with aclosing(model.stream(prepared[0], n=n, tenant=tenant)) as only:
             async for part in only:
                 yield part
         return
@@ -66,7 +67,7 @@ async def merged(model: ServedModel, prepared: Sequence[Prepared], *, n: int) ->
 
     async def feed(index: int, one: Prepared) -> None:
         try:
-            async with gate, aclosing(model.stream(one, n=n)) as parts:
+            async with gate, aclosing(model.stream(one, n=n, tenant=tenant)) as parts:
                 async for part in parts:
                     if isinstance(part, AnswerUsage):
                         usages.append(part.usage)

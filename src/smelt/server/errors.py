@@ -51,6 +51,11 @@ def timeout_error(what: str, seconds: float) -> StatusError:
     return StatusError(408, f"{what} took longer than the {seconds:g} seconds it may take.", code="request_timeout")
 
 
+def shutting_down() -> StatusError:
+    """503 for what a shutdown cuts off."""
+    return StatusError(503, "The server is shutting down.", code="server_is_shutting_down")
+
+
 def unknown_route(method: str, path: str) -> StatusError:
     """404 for a path no route has."""
     return StatusError(404, f"Invalid URL ({method} {shown(path)})", code="unknown_url")

@@ -5,6 +5,7 @@ They run before routing, so an unknown path is guarded like a known one. Only HT
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smelt.core.errors import AuthenticationError, ForbiddenError, UserError
 from smelt.server.body import ClientDisconnectedError
-from smelt.server.errors import StatusError, envelope, error_body, error_headers, status_of
+from smelt.server.errors import StatusError, envelope, error_body, error_headers, shutting_down, status_of
 from smelt.server.record import SCOPE_KEY, Record, record_of
 from smelt.server.settings import ANY_MODEL, Settings
 
@@ -58,6 +59,8 @@ class Recorder:
             await self.app(scope, receive, stamped)
         except ClientDisconnectedError:
             record.status = CLIENT_CLOSED
+        except asyncio.CancelledError:  # only a shutdown cancels a request, and waits for nothing else of it
+            await self._answer(shutting_down(), record, stamped)
         except Exception as error:
             await self._answer(error, record, stamped)
         finally:
@@ -188,10 +191,12 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Compare the Authorization header with the keys."""
         if scope["type"] == "http" and self.digests and scope["path"] not in OPEN_PATHS:
-            self._check([value for name, value in scope["headers"] if name == b"authorization"])
+            digest = self._check([value for name, value in scope["headers"] if name == b"authorization"])
+            record_of(scope).tenant = digest.hex()[:16]
         await self.app(scope, receive, send)
 
-    def _check(self, values: list[bytes]) -> None:
+    def _check(self, values: list[bytes]) -> bytes:
+        """The digest of the key, which is one of ours. Raises AuthenticationError."""
         if not values:
             raise AuthenticationError(
                 "You didn't provide an API key. Provide it in an Authorization header using Bearer auth "
@@ -203,6 +208,7 @@ class KeyGuard:
         matches = [hmac.compare_digest(given, digest) for digest in self.digests]
         if len(values) != 1 or scheme.lower() != b"bearer" or not any(matches):
             raise AuthenticationError("Incorrect API key provided.", code="invalid_api_key")
+        return given
 
 
 def _digest(key: bytes) -> bytes:

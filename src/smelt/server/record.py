@@ -18,7 +18,11 @@ SCOPE_KEY = "smelt.record"
 
 @dataclass(slots=True)
 class Record:
-    """One request. `body_hash` stands for its content, which is never logged. Times are monotonic seconds."""
+    """One request. Times are monotonic seconds.
+
+    `body_hash` stands for its content and `tenant` for its key, neither of which is ever logged; requests of two
+    tenants share no cached prefix.
+    """
 
     method: str
     path: str
@@ -30,6 +34,7 @@ class Record:
     model: str = ""
     stream: bool = False
     body_hash: str = ""
+    tenant: str = ""
     usage: Usage | None = None
     error_code: str = ""
 
@@ -49,7 +54,13 @@ class Record:
             "status": self.status,
             "ms": round(self.elapsed_s * 1000),
         }
-        optional = {"model": self.model, "stream": self.stream, "body": self.body_hash, "error": self.error_code}
+        optional = {
+            "key": self.tenant,
+            "model": self.model,
+            "stream": self.stream,
+            "body": self.body_hash,
+            "error": self.error_code,
+        }
         fields |= {name: value for name, value in optional.items() if value}
         if self.usage is not None:
             fields["prompt_tokens"] = self.usage.prompt_tokens

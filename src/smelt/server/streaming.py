@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from smelt.core.errors import UserError
 from smelt.server.body import ClientDisconnectedError
-from smelt.server.errors import envelope, timeout_error
+from smelt.server.errors import envelope, shutting_down, timeout_error
 from smelt.server.middleware import error_log
 from smelt.server.record import record_of
 from smelt.server.settings import Settings
@@ -75,6 +75,9 @@ class EventStream(Response):
         try:
             async with aclosing(self.events):
                 await while_connected(receive, self._run(scope, send))
+        except asyncio.CancelledError:
+            await self._send(scope, send, self._failure(scope, shutting_down()))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self.on_end()
 
