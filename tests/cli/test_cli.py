@@ -28,9 +28,11 @@ CHAT_REQUEST: dict[str, Any] = {
 }
 
 
-def smelt(*arguments: str | Path, text: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run one command; SMELT_* of the surroundings must not reach it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMELT_")}
+def smelt(
+    *arguments: str | Path, text: str = "", timeout_s: float = 60, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command with SMELT_* `settings`; those of the surroundings must not reach it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SMELT_")} | settings
     command = [sys.executable, "-c", "from smelt.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout_s, env=environment)
 
@@ -146,6 +148,8 @@ def test_tokens_by_o200k(shared_data: Path) -> None:
         (("run", "x", "--schema", "/nowhere/schema.json"), "--schema"),
         (("serve", "--host", "0.0.0.0"), "--api-key"),
         (("serve", "--weights", "int3"), "w8"),
+        (("serve", "--port", "70000"), "--port: "),
+        (("serve", "--api-key", "short"), "--api-key: "),
         (("bench", "--weights", "int3"), "--weights"),
     ],
 )
@@ -155,6 +159,20 @@ def test_mistakes_get_a_sentence(arguments: tuple[str, ...], words: str) -> None
     assert found.returncode == 1
     assert words in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_serve_listens_where_the_environment_says(tiny_folder: Path) -> None:
+    """The defaults of --host, --port, --weights and --threads were passed on as if somebody had typed them.
+
+    So SMELT_PORT and the others, which docs/server.md promises, did nothing. What is typed still wins.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [listener.getsockname()[1] for listener in (taken, other)]
+        told = {"SMELT_PORT": str(ports[0])}
+        assert f"127.0.0.1 port {ports[0]}" in smelt("serve", "-m", tiny_folder, **told).stderr
+        assert f"127.0.0.1 port {ports[1]}" in smelt("serve", "-m", tiny_folder, "--port", str(ports[1]), **told).stderr
+    assert "--api-key" in smelt("serve", SMELT_HOST="0.0.0.0").stderr
+    assert "w8" in smelt("serve", SMELT_WEIGHTS="int3").stderr
 
 
 def test_doctor(tiny_folder: Path) -> None:

@@ -21,15 +21,21 @@ ModelOption = Annotated[
 ]
 UrlOption = Annotated[str, typer.Option("--url", help="Talk to this OpenAI-compatible URL instead (…/v1).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-WeightsOption = Annotated[str, typer.Option("--weights", help="w8 (8-bit, fast) or fp32 (exact).")]
-ThreadsOption = Annotated[int, typer.Option("--threads", help="0: what the machine allows (see `smelt doctor`).")]
+WeightsOption = Annotated[
+    str, typer.Option("--weights", help="w8 (8-bit, fast) or fp32 (exact).", envvar="SMELT_WEIGHTS")
+]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", help="0: what the machine allows (see `smelt doctor`).", envvar="SMELT_THREADS")
+]
 
 
 @app.command()
 def serve(
     model: ModelOption = "spark",
-    host: Annotated[str, typer.Option(help="Address to bind; beyond loopback needs --api-key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; beyond loopback needs --api-key.", envvar="SMELT_HOST")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.", envvar="SMELT_PORT")] = 8000,
     api_key: Annotated[list[str] | None, typer.Option(help="Accept this key; repeat for more.")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Also answer to this model name; repeat for more.")] = None,
     weights: WeightsOption = "w8",
@@ -105,7 +111,7 @@ def bench(
 @app.command()
 def doctor(
     model: ModelOption = "spark",
-    port: Annotated[int, typer.Option(help="Port to look at.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to look at.", envvar="SMELT_PORT")] = 8000,
     as_json: JsonOption = False,
 ) -> None:
     """Look at cores, quota, memory, instruction set, port and model, and say what is wrong."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from smelt.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from smelt.server.serve import Ready
+
+
+_OPTIONS = {"port": "--port", "weights": "--weights", "threads": "--threads", "api_keys": "--api-key"}
 
 
 def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[str]) -> None:
@@ -26,7 +30,7 @@ def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[
         if aliases:
             settings = Settings(**{**settings.model_dump(), "aliases": (*settings.aliases, *aliases)})
     except ValidationError as error:
-        raise InvalidRequestError("; ".join(_plain(entry["msg"]) for entry in error.errors())) from None
+        raise InvalidRequestError("; ".join(map(_plain, error.errors()))) from None
 
     def show(ready: Ready) -> None:
         print(first_page(ready, threads=settings.threads, seconds=time.perf_counter() - start), flush=True)
@@ -34,8 +38,13 @@ def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[
     run(settings, on_ready=show)
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _plain(error: Mapping[str, Any]) -> str:
+    """What is wrong, after the name of the option or variable at fault."""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    name = str(error["loc"][0])
+    return f"{_OPTIONS.get(name, f'SMELT_{name.upper()}')}: {message}"
 
 
 def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
