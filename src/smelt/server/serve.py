@@ -39,13 +39,19 @@ class Ready:
 
     @property
     def snippet(self) -> str:
-        """A first call with the official client."""
+        """A first call with the official client: a chat, or a completion where the model has no chat format."""
         key = "YOUR_KEY" if self.needs_key else "none"
+        name = self.names[min(1, len(self.names) - 1)]
+        call = (
+            f'chat.completions.create(model="{name}", messages=[{{"role": "user", "content": "Hello!"}}])'
+            ".choices[0].message.content"
+            if self.model.can_chat
+            else f'completions.create(model="{name}", prompt="Once upon a time").choices[0].text'
+        )
         return (
             "from openai import OpenAI\n"
             f'client = OpenAI(base_url="{self.base_url}", api_key="{key}")\n'
-            f'print(client.chat.completions.create(model="{self.names[min(1, len(self.names) - 1)]}", '
-            'messages=[{"role": "user", "content": "Hello!"}]).choices[0].message.content)'
+            f"print(client.{call})"
         )
 
 

@@ -65,6 +65,11 @@ class ServedModel(Protocol):
         ...
 
     @property
+    def can_chat(self) -> bool:
+        """False for a base model, which only completes."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """`system_fingerprint`."""
         ...

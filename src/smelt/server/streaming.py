@@ -63,6 +63,7 @@ class EventStream(Response):
     ) -> None:
         """`deadline_s` is the event loop's time at which the whole request must be over."""
         self.on_end = on_end
+        self.is_over = False
         self.events = events
         self.settings = settings
         self.deadline_s = deadline_s
@@ -75,6 +76,9 @@ class EventStream(Response):
         try:
             async with aclosing(self.events):
                 await while_connected(receive, self._run(scope, send))
+        except ClientDisconnectedError:
+            if not self.is_over:  # else it left as it should, after the end
+                raise
         except asyncio.CancelledError:
             await self._send(scope, send, self._failure(scope, shutting_down()))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -95,6 +99,7 @@ class EventStream(Response):
         except Exception as error:
             last = self._failure(scope, error)
         await self._send(scope, send, last)
+        self.is_over = True
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _failure(self, scope: Scope, error: Exception) -> bytes:

@@ -102,7 +102,7 @@ def test_time_does_not_tell_a_prefix(keyed: Server) -> None:
 
     pairs = [(seconds("x" * len(KEY)), seconds(KEY[:-1] + "x")) for _ in range(60)]
     far, near = (statistics.median(times) for times in zip(*pairs, strict=True))
-    assert abs(far - near) < 0.002
+    assert abs(far - near) < 0.005
 
 
 @pytest.mark.parametrize(
