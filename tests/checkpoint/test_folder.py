@@ -258,11 +258,15 @@ def test_malformed_documents_are_refused(name: str, content: bytes, about: str, 
         open_checkpoint(folder)
 
 
-def test_what_is_no_model_folder_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_model_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is named, even where it was given as "." and has no name of its own."""
     with pytest.raises(CheckpointError, match="nowhere: no such model folder"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="no config.json"):
         open_checkpoint(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{tmp_path.name}: no config.json"):
+        open_checkpoint(".")
 
 
 def test_an_unsupported_config_is_named_before_the_weights_are(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -180,6 +181,7 @@ def test_doctor(tiny_folder: Path) -> None:
     by_name = {finding["name"]: finding for finding in findings}
     assert {"cores", "memory", "native core", "port", "model"} <= set(by_name)
     assert all(finding["ok"] for finding in findings)
+    assert "chat format house" in by_name["model"]["text"]
 
 
 def test_doctor_says_what_is_wrong(tiny_folder: Path) -> None:
@@ -190,6 +192,15 @@ def test_doctor_says_what_is_wrong(tiny_folder: Path) -> None:
         found = smelt("doctor", "-m", tiny_folder, "--port", str(port))
     assert found.returncode == 1
     assert f"{port} is taken" in found.stdout
+
+
+def test_doctor_looks_at_the_tokenizer_too(tiny_folder: Path, tmp_path: Path) -> None:
+    """A folder without a tokenizer.json was called fine, and then `smelt serve` refused it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "bare"))
+    (folder / "tokenizer.json").unlink()
+    found = smelt("doctor", "-m", folder, "--port", "1")
+    assert found.returncode == 1
+    assert "tokenizer.json" in found.stdout
 
 
 def test_bench_prints_rates(tiny_folder: Path) -> None:

@@ -44,6 +44,7 @@ class FakeLLM:
     max_output_len = 500
     tokenizer = Letters()
     created = 1_700_000_000
+    can_chat = True
     fingerprint = "fp_fake"
 
     def __init__(self, script: Script = HELLO) -> None:

@@ -46,10 +46,14 @@ def test_serving_imports_no_torch_and_stays_small(tiny_folder: Path, tmp_path: P
         assert server.rss_bytes < 200e6
 
 
-def test_the_snippet_runs(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("can_chat", [True, False], ids=["chat", "base"])
+def test_the_snippet_runs(tiny_folder: Path, tmp_path: Path, can_chat: bool) -> None:
+    """A base model's snippet was a chat too, which that model refuses."""
     with running(tiny_folder, tmp_path) as server:
         model = FakeLLM()
+        model.can_chat = can_chat
         ready = Ready(base_url=f"{server.base_url}/v1", model=model, names=("tiny", "gpt-4o-mini"), needs_key=False)
         done = subprocess.run([sys.executable, "-c", ready.snippet], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert len(ready.snippet.splitlines()) == 3
+    assert ("chat.completions" in ready.snippet) == can_chat

@@ -61,10 +61,11 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     UnsupportedError, by name, for what smelt does not do.
     """
     folder = Path(folder)
+    name = folder.resolve().name  # "." has none of its own
     if not folder.is_dir():
-        raise CheckpointError(f"{folder.name}: no such model folder")
+        raise CheckpointError(f"{name}: no such model folder")
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder.name}: no config.json, so not a model folder in Hugging Face form")
+        raise CheckpointError(f"{name}: no config.json, so not a model folder in Hugging Face form")
     config_json = strict_json.read_object(folder / "config.json")
     generation = _optional(folder, "generation_config.json")
     manifest = _optional(folder, "smelt.json")

@@ -6,6 +6,10 @@ import json
 import socket
 import sys
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smelt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ def _machine() -> list[Finding]:
     cores = f"{report.affinity} usable, {report.physical_cores} physical, {quota}"
     available_gb = report.memory_available_bytes / 1e9
     findings = [
-        Finding("cores", True, f"{cores}: {report.threads} threads ({report.reason})"),
+        Finding("cores", True, f"{cores}: threads {report.reason}"),
         Finding(
             "memory", available_gb > 0.5, f"{available_gb:.1f} of {report.memory_total_bytes / 1e9:.1f} GB available"
         ),
@@ -59,12 +63,27 @@ def _port(port: int) -> Finding:
 def _model(model: str) -> Finding:
     from smelt.checkpoint import open_checkpoint, resolve_model
     from smelt.core.errors import SmeltError
+    from smelt.tokenizer import Tokenizer
 
     try:
         checkpoint = open_checkpoint(resolve_model(model))
+        speaks = _speaks(Tokenizer.load(checkpoint.folder))
     except SmeltError as error:
         return Finding("model", False, str(error))
     config = checkpoint.config
     size = sum(path.stat().st_size for path in checkpoint.folder.iterdir() if path.is_file())
     shape = f"{config.family}, {config.num_parameters / 1e6:.1f}M parameters, context {config.context_len}"
-    return Finding("model", True, f"{model}: {shape}, {size / 1e6:.1f} MB on disk")
+    return Finding("model", True, f"{model}: {shape}, {size / 1e6:.1f} MB on disk, {speaks}")
+
+
+def _speaks(tokenizer: Tokenizer) -> str:
+    """Raises UnsupportedError for a template of an unknown format, as loading would."""
+    from smelt.chat import renderer_for
+    from smelt.core.errors import UnsupportedError
+
+    try:
+        return f"chat format {renderer_for(tokenizer).name}"
+    except UnsupportedError:
+        if tokenizer.config.get("chat_template"):
+            raise
+        return "no chat format (completions only)"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from smelt.server.serve import Ready
 
 
+_DEFAULT_URL = "http://127.0.0.1:8000/v1"
 _OPTIONS = {"port": "--port", "weights": "--weights", "threads": "--threads", "api_keys": "--api-key"}
 
 
@@ -53,8 +54,12 @@ def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
 
     llm, machine = ready.model, native.machine_report()
     num_threads = threads or machine.threads
-    why = "as told" if threads else machine.reason
+    why = "as told" if threads else machine.reason.partition(": ")[2]
     limits = f"context {llm.context_len} tokens, longest answer {llm.max_output_len}"
+    if not llm.can_chat:
+        limits += "; no chat format, so /v1/completions only"
+    moved = "" if ready.base_url == _DEFAULT_URL else f"OPENAI_BASE_URL={ready.base_url} "
+    chat = [f"{moved}python examples/tools.py", f"smelt chat --url {ready.base_url}"] if llm.can_chat else []
     lines = [
         f"smelt serves {llm.name} at {ready.base_url} (ready in {seconds:.1f} s)",
         f"  model    {limits}; answers to {', '.join(ready.names)}",
@@ -62,6 +67,6 @@ def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
         "",
         *("  " + line for line in ready.snippet.splitlines()),
         "",
-        "  next: python examples/tools.py   smelt chat --url " + ready.base_url + "   Ctrl-C stops",
+        "  next: " + "   ".join([*chat, f"curl {ready.base_url}/models", "Ctrl-C stops"]),
     ]
     return "\n".join(lines)

@@ -143,6 +143,11 @@ class LLM:
         return self._identity.fingerprint
 
     @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat format; without one it only completes."""
+        return self.renderer is not None
+
+    @property
     def created(self) -> int:
         """When the folder was written, in seconds since 1970."""
         return self._identity.created
