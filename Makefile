@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE_SOURCES := $(shell find src/smelt/native -name '*.cpp' -o -name '*.h') CMakeLists.txt
+NATIVE_SOURCES := $(shell find src/smelt/native -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt
 .PHONY: setup serve test check bench clean
 
 setup: $(VENV)/.serve  ## .venv with what serving needs, native core built

@@ -19,7 +19,7 @@ DEFAULT_MAX_OUTPUT_LEN = 16_384  # gpt-4o-mini's own limit
 class LLMOptions:
     """Settings of one loaded model.
 
-    weights: "w8" (int8 per output row, activations int8) or "fp32". threads: None lets the native core choose from
+    weights: "w8" (int8 in groups of 32, activations int8) or "fp32". threads: None lets the native core choose from
     affinity, quota and cores. kv_bytes: memory for keys and values; None takes 128 MiB, more where one full context
     needs more, never over half of the memory that is free. context_len and max_output_len can only lower the
     model's own. max_waiting: requests in the queue before OverloadedError.
