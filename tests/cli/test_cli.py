@@ -162,6 +162,24 @@ def test_mistakes_get_a_sentence(arguments: tuple[str, ...], words: str) -> None
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "--rounds", "0"), "--rounds"),
+        (("doctor", "--port", "70000"), "--port"),
+        (("run", "x", "--temperature", "9"), "--temperature"),
+        (("run", "x", "--max-tokens", "-3"), "--max-tokens"),
+        (("tokens", "x", "--ranks", "/nowhere.tiktoken"), "does not exist"),
+    ],
+)
+def test_options_out_of_range_are_wrong_usage(arguments: tuple[str, ...], words: str) -> None:
+    """Two of these ended in a traceback, one was taken and meant nothing, and one blamed the wrong thing."""
+    found = smelt(*arguments)
+    assert found.returncode == 2
+    assert words in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_serve_listens_where_the_environment_says(tiny_folder: Path) -> None:
     """The defaults of --host, --port, --weights and --threads were passed on as if somebody had typed them.
 

@@ -53,7 +53,7 @@ def chat(
     model: ModelOption = "spark",
     url: UrlOption = "",
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.", min=0, max=2)] = 0.0,
 ) -> None:
     """Chat in the terminal, with a model folder or a URL. Ctrl-D ends."""
     from smelt.cli.chat import chat_command
@@ -68,8 +68,8 @@ def run(
     url: UrlOption = "",
     system: Annotated[str, typer.Option(help="System prompt.")] = "",
     schema: Annotated[Path | None, typer.Option(help="Answer with JSON valid under this JSON Schema file.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens; 0: what the model allows.")] = 0,
-    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens; 0: what the model allows.", min=0)] = 0,
+    temperature: Annotated[float, typer.Option(help="0 always gives the same answer.", min=0, max=2)] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Answer one prompt and print what it took."""
@@ -85,7 +85,9 @@ def tokens(
     model: ModelOption = "spark",
     request: Annotated[bool, typer.Option("--request", help="The input is a chat request's JSON body.")] = False,
     encoding: Annotated[str, typer.Option(help="o200k_base or cl100k_base instead of the model's own.")] = "",
-    ranks: Annotated[Path | None, typer.Option(help="The encoding's .tiktoken file.")] = None,
+    ranks: Annotated[
+        Path | None, typer.Option(help="The encoding's .tiktoken file.", exists=True, dir_okay=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Count the tokens of a text or of a whole chat request."""
@@ -99,7 +101,7 @@ def bench(
     model: ModelOption = "spark",
     weights: WeightsOption = "w8",
     threads: ThreadsOption = 0,
-    rounds: Annotated[int, typer.Option(help="Samples per figure; the median is shown.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Samples per figure; the median is shown.", min=1)] = 5,
     as_json: JsonOption = False,
 ) -> None:
     """Measure prefill, decode and batch speed on this machine."""
@@ -111,7 +113,7 @@ def bench(
 @app.command()
 def doctor(
     model: ModelOption = "spark",
-    port: Annotated[int, typer.Option(help="Port to look at.", envvar="SMELT_PORT")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to look at.", envvar="SMELT_PORT", min=0, max=65535)] = 8000,
     as_json: JsonOption = False,
 ) -> None:
     """Look at cores, quota, memory, instruction set, port and model, and say what is wrong."""
