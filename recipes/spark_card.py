@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.spark_data import available, bfcl_cases, held_out_cases, public_cases, source_hash
+from smelt.data import text
 from smelt.evals.cases import Case
 from smelt.train.lineage import chained
 
@@ -97,6 +99,7 @@ def card(
         "data": [
             {"name": "generated tasks of this project", "licence": "Apache-2.0"},
             *({"name": source.name, "origin": source.origin, "licence": source.licence} for source in available(data)),
+            *([{"name": "sentences", "origin": text.ORIGIN, "licence": text.LICENCE}] if text.available(data) else []),
         ],
     }
 
@@ -109,6 +112,7 @@ def origin(data: Path | None) -> dict[str, Any]:
     return {
         "code_sha256": source_hash([path for path in code if "__pycache__" not in path.parts]),
         "sources_sha256": {source.name: source.sha256(data) for source in available(data) if data is not None},
+        "text_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in text.available(data)},
     }
 
 

@@ -33,6 +33,11 @@ def read_pools(folder: Path | None, max_chars: int = 4_000_000) -> Pools:
     return {lang: pool for lang, pool in found.items() if pool}
 
 
+def available(folder: Path | None) -> list[Path]:
+    """The files there are."""
+    return [folder / file for file in FILES.values() if folder is not None and (folder / file).is_file()]
+
+
 def sentences(path: Path, language: str, max_chars: int) -> Iterator[str]:
     """Sentences of plain words and of middling length."""
     import zstandard
