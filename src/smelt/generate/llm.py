@@ -274,7 +274,7 @@ def _renderer(tokenizer: Tokenizer, folder: Path) -> Renderer | None:
     """
     try:
         return renderer_for(tokenizer)
-    except UnsupportedError:
+    except UnsupportedError as error:
         if tokenizer.config.get("chat_template") or (folder / "chat_template.jinja").exists():
-            raise
+            raise UnsupportedError(f"{error}. Without its chat template the folder would serve completions") from None
         return None
