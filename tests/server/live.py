@@ -91,17 +91,25 @@ class Server:
         """The smallest completion request, with `fields` in it."""
         return self.post("/v1/completions", {"model": "gpt-4o-mini", "prompt": "Once", "max_tokens": 4} | fields)
 
-    def metric(self, name: str) -> float:
-        """A number from /metrics."""
+    def metrics(self) -> dict[str, float]:
+        """The numbers of /metrics."""
         lines = self.request("GET", "/metrics").body.decode().splitlines()
-        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " "))
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+    def metric(self, name: str) -> float:
+        """One number of /metrics."""
+        return self.metrics()[name]
 
     def wait_idle(self, within_s: float = 1.0) -> None:
         """Fail unless the engine is empty, blocks and all, `within_s` from now."""
         names = ("smelt_requests_running", "smelt_requests_waiting", "smelt_kv_cache_usage", "smelt_requests_admitted")
         deadline = time.monotonic() + within_s
-        while any(left := {name: self.metric(name) for name in names}.values()):
-            assert time.monotonic() < deadline, f"still busy after {within_s} s: {dict(zip(names, left, strict=True))}"
+        while True:
+            found = self.metrics()
+            left = {name: found[name] for name in names if found[name]}
+            if not left:
+                return
+            assert time.monotonic() < deadline, f"still busy after {within_s} s: {left}"
             time.sleep(0.02)
 
     @property
