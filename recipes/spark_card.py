@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from smelt.train.state import Position
 
 _CAN = [
-    "choose one of a few tools for a short request and copy its arguments out of it, or say that none fits",
-    "fill a JSON schema with fields that stand in a short text",
+    "choose one of a few tools for a short request and copy its arguments out of it",
+    "fill a JSON schema with fields that stand in labelled lines, less surely out of sentences",
     "answer short customer-service messages about orders, and questions whose answer the system prompt states",
     "say the result of a tool call",
     "all of it in English, German and Chinese",
 ]
 _CANNOT = [
     "it knows nothing of the world: no facts, no arithmetic, no code, no stories, no translation",
+    "it hardly ever notices that no offered tool fits: with tool_choice auto it calls one all the same",
     "it copies values and does not reason: what does not stand in the text is guessed",
     "words far from the phrasings it was trained on, and long or nested schemas, go wrong often",
     "one call at a time: parallel calls were not trained",
