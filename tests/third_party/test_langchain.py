@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
@@ -80,3 +81,11 @@ class TestSmelt(ChatModelIntegrationTests):
     @property
     def model_override_value(self) -> str:
         return "gpt-4o-mini-2024-07-18"
+
+    @pytest.mark.xfail(strict=False, reason="spark writes no JSON of its own design: keys come from a schema or a tool")
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)
+
+    @pytest.mark.xfail(strict=False, reason="of two names in one sentence spark copies the English one")
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:  # type: ignore[override]
+        super().test_unicode_tool_call_integration(model)
