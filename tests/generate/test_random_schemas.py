@@ -123,6 +123,13 @@ def test_what_the_tightened_schema_accepts_the_original_accepts(schema: dict[str
     jsonschema.Draft202012Validator(schema).validate(instance)
 
 
+def test_tightening_reads_what_stands_where_no_schema_should() -> None:
+    """A `format` that was no string, or a bound that was an object, came out as a failure of ours (500, not 400)."""
+    odd = {"type": "number", "exclusiveMinimum": {"properties": 7, "format": ["date"]}}
+    assert tighten(odd) == {"type": "number", "exclusiveMinimum": {"properties": 7}}
+    assert tighten({"x": {"properties": {}, "required": [[]]}}) == {"x": {"properties": {}, "required": [[]]}}
+
+
 def test_tightening_closes_listed_objects_and_drops_what_only_describes() -> None:
     schema = {
         "title": "T",

@@ -122,7 +122,7 @@ def _check_size(schema: Mapping[str, Any], subject: Subject) -> None:
 def _check_node(node: Mapping[str, Any], context: Context, subject: Subject) -> None:
     types = node.get("type", ())
     for name in (types,) if isinstance(types, str) else types if isinstance(types, list | tuple) else (None,):
-        if name not in _TYPES:
+        if not isinstance(name, str) or name not in _TYPES:
             raise subject.refuse(f"{_shown_value(name)} is not valid under any of the types {sorted(_TYPES)}.", context)
     for key in _MAPS:
         if key in node and not isinstance(node[key], Mapping):
@@ -132,6 +132,8 @@ def _check_node(node: Mapping[str, Any], context: Context, subject: Subject) -> 
             raise subject.refuse(f"{key!r} must be an array, not {_kind(node[key])}.", context)
     if not all(isinstance(name, str) for name in node.get("required", ())):
         raise subject.refuse("'required' must hold strings only.", context)
+    if not isinstance(node.get("format", ""), str):
+        raise subject.refuse(f"'format' must be a string, not {_kind(node['format'])}.", context)
     _check_counts(node, context, subject)
     for pattern in (node.get("pattern", ""), *node.get("patternProperties", ())):
         if problem := pattern_problem(pattern):

@@ -51,7 +51,7 @@ def _tighten(node: Any, closing: bool) -> Any:
         return node
     out: dict[str, Any] = {}
     for key, value in node.items():
-        if key in _ANNOTATIONS or (key == "format" and value not in _FORMATS):
+        if key in _ANNOTATIONS or (key == "format" and not (isinstance(value, str) and value in _FORMATS)):
             continue
         if key in _DATA:
             out[key] = value
@@ -66,6 +66,10 @@ def _tighten(node: Any, closing: bool) -> Any:
 
 def _lists_all(node: Mapping[str, Any]) -> bool:
     says_more = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties")
-    if "properties" not in node or any(key in node for key in says_more):
+    properties, required = node.get("properties"), node.get("required", ())
+    # What is no schema (an enum's object, a number's bound) comes by here too and was not checked.
+    if not isinstance(properties, Mapping) or not isinstance(required, list | tuple):
         return False
-    return all(name in node["properties"] for name in node.get("required", ()))
+    return not any(key in node for key in says_more) and all(
+        isinstance(name, str) and name in properties for name in required
+    )
