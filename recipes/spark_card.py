@@ -67,10 +67,11 @@ def export(
     scores: dict[str, Any] | None,
 ) -> None:
     """Write the model folder, weights in bf16. `origin.json` beside it was written when training began."""
+    from smelt.chat.house_template import house_tokenizer_config
     from smelt.checkpoint import save_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save(scratch)
+        tokenizer.save(scratch, house_tokenizer_config())
         files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
     files["card.json"] = _json_bytes(card(config, model, data, position, scores))
     told = json.loads((folder.parent / "origin.json").read_text())

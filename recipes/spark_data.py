@@ -27,17 +27,11 @@ from smelt.train.loop import Stage
 EARLY = Mixture(weights={"repeat": 4, "lookup": 4, "call": 2, "free": 2, "extract": 1, "facts": 1})
 MAIN = Mixture(
     weights={
-        "call": 26, "session": 20, "no_tool": 6, "result": 5, "extract": 13, "free": 7, "basket": 2, "classify": 3,
-        "service": 7, "facts": 3, "talk": 2, "repeat": 2, "lookup": 2, "long": 2,
+        "call": 24, "session": 14, "no_tool": 16, "result": 4, "extract": 17, "free": 5, "basket": 2, "classify": 5,
+        "service": 10, "facts": 3, "talk": 2, "repeat": 4, "lookup": 2, "long": 2,
     }
 )  # fmt: skip
-# Halfway the model called a tool whatever was asked and mixed up service replies: more of both while the rate falls.
-FINAL = Mixture(
-    weights={
-        "call": 24, "session": 16, "no_tool": 14, "result": 4, "extract": 16, "free": 6, "basket": 2, "classify": 5,
-        "service": 10, "facts": 3, "talk": 2, "repeat": 5, "lookup": 2, "long": 1.5, "longer": 0.6,
-    }
-)  # fmt: skip
+FINAL = Mixture(weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
 SOURCE_SHARE = 0.15
 GRADERS: dict[str, Grader] = {
     "tool_known": "call",
@@ -103,7 +97,7 @@ def make_stages(
 
     def stream(mixture: Mixture, seed: int, max_len: int, share: float) -> BatchStream:
         return BatchStream(
-            example_at=mixed(mixture, seed, sources, share),
+            example_at=mixed(dataclasses.replace(mixture, pools=pools), seed, sources, share),
             renderer=renderer,
             pad_id=pad_id,
             batch_tokens=batch_tokens,
@@ -114,9 +108,7 @@ def make_stages(
     return [
         Stage(name="copying", stream=stream(EARLY, 11, 320, 0.0), until_tokens=early_tokens),
         Stage(name="main", stream=stream(MAIN, 12, 512, SOURCE_SHARE)),
-        Stage(
-            name="final", stream=stream(dataclasses.replace(FINAL, pools=pools), 14, 3072, SOURCE_SHARE), at_decay=True
-        ),
+        Stage(name="final", stream=stream(FINAL, 13, 3072, SOURCE_SHARE), at_decay=True),
     ]
 
 
