@@ -11,7 +11,7 @@ from smelt.core.sampler import ChatRequest
 from smelt.generate.finite import has_finite_instance
 from smelt.generate.grammar import Constraint, GrammarCompiler, GrammarError
 from smelt.generate.lark import ANY_OBJECT, NO_ARGUMENTS, CallRule, calls_grammar, json_grammar, json_rule
-from smelt.generate.schema import Subject, check_schema
+from smelt.generate.schema import MAX_CHARS, Subject, check_schema
 from smelt.generate.strict_subset import check_strict
 from smelt.generate.tighten import tighten
 
@@ -35,10 +35,13 @@ def is_named(choice: ToolChoice) -> bool:
 
 def check_schemas(request: ChatRequest) -> None:
     """Refuse what is too large or malformed, before anything renders or compiles it. Raises InvalidRequestError."""
+    num_chars = 0  # of all functions: a prompt shows them all
     for tool in request.tools:
         subject = _tool_subject(request, tool)
         if not isinstance(tool.parameters, Mapping) or tool.parameters:
-            _check(tool.parameters, subject)
+            num_chars += _check(tool.parameters, subject)
+            if num_chars > MAX_CHARS:
+                raise subject.refuse(f"with those before it, it has more than {MAX_CHARS} characters.")
             if tool.strict:
                 check_strict(tool.parameters, subject)
             kind = tool.parameters.get("type", "object")
@@ -52,10 +55,11 @@ def check_schemas(request: ChatRequest) -> None:
             check_strict(form.schema, subject)
 
 
-def _check(schema: Any, subject: Subject) -> None:
-    check_schema(schema, subject)
+def _check(schema: Any, subject: Subject) -> int:
+    num_chars = check_schema(schema, subject)
     if not has_finite_instance(schema):
         raise subject.refuse("it requires itself within itself, so nothing finite satisfies it.")
+    return num_chars
 
 
 def constrain(request: ChatRequest, compiler: GrammarCompiler, syntax: CallSyntax) -> Constraint:

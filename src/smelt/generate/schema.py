@@ -47,14 +47,15 @@ class Subject:
         return InvalidRequestError(f"Invalid schema for {self.label}: {where}{line}", param=self.param, code=self.code)
 
 
-def check_schema(schema: Any, subject: Subject) -> None:
+def check_schema(schema: Any, subject: Subject) -> int:
     """Raise InvalidRequestError unless `schema` is small, well-formed and self-contained.
 
-    Whether every keyword can be honoured is for llguidance to say when it compiles the result.
+    Returns the characters of its names and strings. Whether every keyword can be honoured is for llguidance to say
+    when it compiles the result.
     """
     if not isinstance(schema, Mapping):
         raise subject.refuse(f"expected an object, but got {_kind(schema)} instead.")
-    _check_size(schema, subject)
+    num_chars = _check_size(schema, subject)
     num_properties = num_enum = 0
     for node, context in subschemas(schema):
         if isinstance(node, bool):
@@ -69,6 +70,7 @@ def check_schema(schema: Any, subject: Subject) -> None:
             raise subject.refuse(f"it has more than {MAX_PROPERTIES} properties.", context)
         if num_enum > MAX_ENUM:
             raise subject.refuse(f"it has more than {MAX_ENUM} enum values.", context)
+    return num_chars
 
 
 def subschemas(schema: Any) -> Iterator[tuple[Any, Context]]:
@@ -98,7 +100,7 @@ def _children(node: Mapping[str, Any], context: Context) -> Iterator[tuple[Any, 
             yield child, (*context, key)
 
 
-def _check_size(schema: Mapping[str, Any], subject: Subject) -> None:
+def _check_size(schema: Mapping[str, Any], subject: Subject) -> int:
     stack: list[tuple[Any, int]] = [(schema, 1)]
     values, chars = 1, 0  # seen so far, those on the stack included
     while stack:
@@ -117,6 +119,7 @@ def _check_size(schema: Mapping[str, Any], subject: Subject) -> None:
             stack.extend((child, depth + 1) for child in children)
         if chars > MAX_CHARS:
             raise subject.refuse(f"its names and strings have more than {MAX_CHARS} characters.")
+    return chars
 
 
 def _check_node(node: Mapping[str, Any], context: Context, subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -9,6 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from smelt.core.errors import InvalidRequestError
+from smelt.core.sampler import ChatRequest
+from smelt.generate.constrain import offered_tools
 from smelt.generate.prepare import Prepared
 from smelt.server.chat_reply import ChatReply
 from smelt.server.chat_request import ChatBody
@@ -39,10 +42,24 @@ def _prepare(service: Service, raw: dict[str, Any]) -> tuple[ChatBody, Prepared]
     model = service.resolve(body.model)
     body.check(service.settings)
     question = body.question()
-    service.check_length((message.text for message in question.messages), "messages")
+    service.check_length(_texts(question), "messages", " or functions" if question.tools else "")
     try:
         return body, model.prepare(question)
     except InvalidRequestError as error:
         if error.param == "max_tokens":  # the caller may have used its newer name
             raise InvalidRequestError(error.message, param=body.limit_field, code=error.code) from None
         raise
+
+
+def _texts(question: ChatRequest) -> Iterator[str]:
+    """The texts of a caller's own length that chat formats show; schemas have a limit of their own.
+
+    Of descriptions the words only: between them formats may write less.
+    """
+    for message in question.messages:
+        yield message.text
+        yield from (call.arguments for call in message.tool_calls)
+    descriptions = [tool.description for tool in offered_tools(question)]
+    if question.response_format.kind == "json_schema":
+        descriptions.append(question.response_format.description)
+    yield from (" ".join(description.split()) for description in descriptions)

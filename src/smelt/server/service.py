@@ -125,17 +125,18 @@ class Service:
             f"The model `{shown(name)}` does not exist or you do not have access to it.", code="model_not_found"
         )
 
-    def check_length(self, texts: Iterable[str], noun: str) -> None:
+    def check_length(self, texts: Iterable[str], noun: str, also: str = "") -> None:
         """Refuse, before any tokenizing, a prompt that cannot fit: tokenizing 2 MB takes seconds and 350 MB.
 
-        Raises ContextLengthError. Counts as if every token were the longest one.
+        `texts` are what the prompt will hold at least: `noun`, and what else to shorten. Raises ContextLengthError.
+        Counts as if every token were the longest one.
         """
         num_bytes = sum(len(text.encode()) for text in texts) // SHRINKAGE
         least = -(-num_bytes // self.bytes_per_token)
         if least > self.llm.context_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self.llm.context_len} tokens. However, your {noun} resulted "
-                f"in at least {least} tokens. Please reduce the length of the {noun}.",
+                f"in at least {least} tokens. Please reduce the length of the {noun}{also}.",
                 param=noun,
             )
 

@@ -140,6 +140,40 @@ def test_long_text_is_counted_not_cut(live: Server) -> None:
         assert int(reply.error["message"].split(told)[1].split()[0]) > num_words // 10
 
 
+ENDLESS = "word " * 400_000
+LONG_ELSEWHERE: dict[str, Any] = {
+    "arguments": {
+        "messages": [
+            USER,
+            ASSISTANT | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": ENDLESS}}]},
+            RESULT,
+        ]
+    },
+    "descriptions": {
+        "tools": [{"type": "function", "function": {"name": f"f{i}", "description": ENDLESS[:900_000]}} for i in (1, 2)]
+    },
+    "schemas": {
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": f"f{i}", "parameters": {"type": "object", "description": ENDLESS[:400_000]}},
+            }
+            for i in (1, 2)
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", LONG_ELSEWHERE)
+def test_long_text_is_counted_wherever_it_stands(live: Server, name: str) -> None:
+    """Only contents were measured: 20 MB of arguments or descriptions went to the tokenizer, at 170 bytes for each."""
+    start = live.cpu_s
+    reply = live.chat(**LONG_ELSEWHERE[name])
+    assert live.cpu_s - start < 0.5
+    assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
+    assert "resulted in at least" in reply.error["message"] or "with those before it" in reply.error["message"]
+
+
 def _prompt_tokens(reply: Reply) -> int:
     assert reply.status == 200, reply.body
     return int(json.loads(reply.body)["usage"]["prompt_tokens"])
