@@ -37,7 +37,8 @@ def _file_problems(path: pathlib.Path) -> list[str]:
 def main() -> int:
     """Print what is over budget; exit status 1 if anything is."""
     roots = ("src", "recipes", "bench", "examples", "tests")
-    files = sorted(p for root in roots for p in pathlib.Path(root).rglob("*") if p.suffix in {".py", ".cpp", ".h", ".inl"})
+    kinds = {".py", ".cpp", ".h", ".inl"}
+    files = sorted(p for root in roots for p in pathlib.Path(root).rglob("*") if p.suffix in kinds)
     problems = [problem for path in files for problem in _file_problems(path)]
     print("\n".join(problems) or f"size budget: {len(files)} files within it")  # noqa: T201
     return 1 if problems else 0

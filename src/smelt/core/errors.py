@@ -5,7 +5,7 @@ SmeltError
 │   ├── InvalidRequestError   a value, a type or a combination is wrong                        (HTTP 400)
 │   ├── ContextLengthError    prompt and requested output do not fit the context window        (HTTP 400)
 │   ├── AuthenticationError   no key, or a wrong one                                           (HTTP 401)
-│   ├── PermissionError_      the key or the origin may not do this                            (HTTP 403)
+│   ├── ForbiddenError        the key or the origin may not do this                            (HTTP 403)
 │   ├── NotFoundError         no such model or object                                          (HTTP 404)
 │   ├── PayloadTooLargeError  a body, header or text beyond its limit                          (HTTP 413)
 │   └── OverloadedError       the queue is full; try again later                               (HTTP 429)
