@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -47,3 +48,12 @@ def test_doc_links_lead_somewhere() -> None:
 def test_every_room_has_a_page() -> None:
     rooms = {path.parent.name for path in (ROOT / "src" / "smelt").glob("*/__init__.py")} - {"core"}
     assert not {room for room in rooms if not (ROOT / "docs" / f"{room}.md").exists()}
+
+
+def test_scores_are_the_cards() -> None:
+    """README.md and docs/evals.md say what card.json says; `python -m recipes.spark_report` writes them."""
+    from recipes.spark_report import CARD, pages
+
+    for path, text in pages(json.loads(CARD.read_text())).items():
+        assert "<!-- spark's scores -->" in text
+        assert path.read_text() == text, path.name
