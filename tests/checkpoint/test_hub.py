@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from smelt.checkpoint import open_checkpoint
-from smelt.checkpoint.hub import resolve_model, shipped_models
+from smelt.checkpoint.hub import hub_name, resolve_model, shipped_models
 from smelt.core.errors import CheckpointError
 from tests.checkpoint.stand_in_hub import COMMIT, StandInHub, serving
 
@@ -61,6 +61,14 @@ def test_a_folder_is_itself(tiny_folder: Path) -> None:
 def test_what_is_neither_folder_nor_id_is_refused(name: str) -> None:
     with pytest.raises(CheckpointError, match="sought a folder, a shipped model"):
         resolve_model(name)
+
+
+def test_a_fetched_model_is_called_by_its_id(tiny_folder: Path) -> None:
+    assert hub_name("Qwen/Qwen2.5-0.5B-Instruct") == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert hub_name("owner/name@main") == "owner/name"
+    assert [hub_name(name) for name in (tiny_folder, "src/smelt", *shipped_models())] == [None] * (
+        2 + len(shipped_models())
+    )
 
 
 def test_shipped_models_resolve_by_name() -> None:

@@ -15,6 +15,10 @@ import httpx
 import psutil
 import pytest
 
+from smelt.cli.serve import first_page
+from smelt.server.serve import Ready
+from tests.server.fake import FakeLLM
+
 MEMORY_LIMIT_BYTES = 300e6
 
 
@@ -65,6 +69,17 @@ def test_the_first_page_says_what_was_chosen_and_what_to_do(served: Served) -> N
     snippet = "\n".join(line.strip() for line in served.page.splitlines() if re.match(r"  (from|client|print)", line))
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("names", "command"), [(("spark",), "/v1   "), (("my model",), "/v1 -m 'my model'   ")])
+def test_the_next_step_names_the_model(names: tuple[str, ...], command: str) -> None:
+    """`smelt chat --url` asks for the shipped model unless told otherwise: with another one it got a 404."""
+    model = FakeLLM()
+    model.name = names[0]
+    page = first_page(
+        Ready(base_url="http://127.0.0.1:1/v1", model=model, names=names, needs_key=False), threads=1, seconds=0
+    )
+    assert f"smelt chat --url http://127.0.0.1:1{command}" in page
 
 
 def test_it_stays_small_and_loads_no_torch(served: Served) -> None:

@@ -12,9 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from smelt.server.serve import Ready
+import smelt.checkpoint
+from smelt.server.serve import Ready, load_model
+from smelt.server.settings import Settings
 from tests.server.fake import FakeLLM
 from tests.server.live import NEVER_END, running
+
+
+def test_a_fetched_model_is_not_called_by_its_commit(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache names folders by commit, and that was the model's id on the API."""
+    monkeypatch.setattr(smelt.checkpoint, "resolve_model", lambda name: tiny_folder)
+    with contextlib.closing(load_model(Settings(model="owner/name", threads=1))) as llm:
+        assert llm.name == "owner/name"
+    with contextlib.closing(load_model(Settings(model=str(tiny_folder), threads=1))) as llm:
+        assert llm.name == tiny_folder.name
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])

@@ -61,6 +61,18 @@ def resolve_model(name_or_path: str | Path = DEFAULT_MODEL, *, progress: bool = 
     return _download(found[1], found[2], progress=progress)
 
 
+def hub_name(name_or_path: str | Path) -> str | None:
+    """`owner/name` where `resolve_model` fetches a Hugging Face id; its folder in the cache has a commit's name.
+
+    None for a folder and for a shipped model, which have names of their own.
+    """
+    name = str(name_or_path)
+    found = _HUB_ID.fullmatch(name)
+    if found is None or name in shipped_models() or Path(name).expanduser().exists():
+        return None
+    return found[1]
+
+
 def _download(repo_id: str, revision: str | None, *, progress: bool) -> Path:
     folder = _fetch(repo_id, revision, _DOCUMENTS, progress=False)
     if not (folder / "config.json").is_file():

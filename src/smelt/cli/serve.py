@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,7 @@ def _plain(error: Mapping[str, Any]) -> str:
 def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
     """What was chosen and why, how to call it, what to try next."""
     from smelt import native
+    from smelt.checkpoint import DEFAULT_MODEL
 
     llm, machine = ready.model, native.machine_report()
     num_threads = threads or machine.threads
@@ -59,7 +61,8 @@ def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
     if not llm.can_chat:
         limits += "; no chat format, so /v1/completions only"
     moved = "" if ready.base_url == _DEFAULT_URL else f"OPENAI_BASE_URL={ready.base_url} "
-    chat = [f"{moved}python examples/tools.py", f"smelt chat --url {ready.base_url}"] if llm.can_chat else []
+    named = "" if DEFAULT_MODEL in ready.names else f" -m {shlex.quote(llm.name)}"
+    chat = [f"{moved}python examples/tools.py", f"smelt chat --url {ready.base_url}{named}"] if llm.can_chat else []
     lines = [
         f"smelt serves {llm.name} at {ready.base_url} (ready in {seconds:.1f} s)",
         f"  model    {limits}; answers to {', '.join(ready.names)}",

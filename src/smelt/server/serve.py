@@ -57,11 +57,11 @@ class Ready:
 
 def load_model(settings: Settings) -> LLM:
     """The model the settings name. Raises CheckpointError. Fetches it first where it is a Hugging Face id."""
-    from smelt.checkpoint import resolve_model
+    from smelt.checkpoint import hub_name, resolve_model
     from smelt.generate.llm import LLM
     from smelt.generate.options import LLMOptions
 
-    options = LLMOptions(weights=settings.weights, threads=settings.threads or None)
+    options = LLMOptions(weights=settings.weights, threads=settings.threads or None, name=hub_name(settings.model))
     return LLM.load(resolve_model(settings.model), options=options)
 
 
