@@ -12,8 +12,8 @@ from smelt.tokenizer import Tokenizer
 class HouseReader:
     """Calls are control ids, so nothing in the text is ever held back but an unfinished character.
 
-    Never fails and never loses text: a call cut off inside its name is reported with the name it has, and a
-    control token that has no meaning where it stands writes nothing.
+    Never fails and never loses text. A call that is cut off before its arguments begin is not reported: nobody
+    could call half a name, nor send it back as history. A control token without meaning where it stands writes nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, call_id: int, args_id: int) -> None:
@@ -30,9 +30,9 @@ class HouseReader:
             self._state, self._name = "name", ""
             return events
         if token_id == self._args_id and self._state == "name":
-            events = self._leave()
+            self._leave()
             self._state = "arguments"
-            return events
+            return [CallStart(self._name)]
         return self._show(self._decoder.feed(token_id))
 
     def finish(self) -> Sequence[ReplyEvent]:
@@ -43,8 +43,6 @@ class HouseReader:
 
     def _leave(self) -> list[ReplyEvent]:
         events = self._show(self._decoder.flush())
-        if self._state == "name":
-            events.append(CallStart(self._name))
         self._decoder = self._tokenizer.stream()
         return events
 
