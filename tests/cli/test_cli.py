@@ -134,6 +134,16 @@ def test_tokens_of_a_request_equal_what_the_server_counts(served_folder: Path, l
     assert counted["tokens"] == reply["usage"]["prompt_tokens"] == counted["messages"] + counted["tools"]
 
 
+def test_tokens_of_a_request_the_server_refuses(served_folder: Path, tmp_path: Path) -> None:
+    """It was counted, schema and all."""
+    path = tmp_path / "request.json"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "strnig"}}}
+    path.write_text(json.dumps(CHAT_REQUEST | {"tools": [tool]}))
+    found = smelt("tokens", f"@{path}", "--request", "-m", served_folder)
+    assert found.returncode == 1
+    assert "Invalid schema for function 'f'" in found.stderr
+
+
 def test_tokens_by_o200k(shared_data: Path) -> None:
     ranks = shared_data / "vocab" / "o200k_base.tiktoken"
     found = json.loads(smelt("tokens", "tiktoken is great!", "--ranks", ranks, "--json").stdout)

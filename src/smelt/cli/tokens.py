@@ -47,6 +47,7 @@ def _by_model(text: str, model: str, *, request: bool) -> dict[str, Any]:
     if not request:
         return _of_text(tokenizer, text, model)
     from smelt.chat import renderer_for
+    from smelt.generate.constrain import check_schemas
     from smelt.generate.prepare import count_tokens, render
     from smelt.server.chat_request import ChatBody
     from smelt.server.matrix import CHAT
@@ -54,6 +55,7 @@ def _by_model(text: str, model: str, *, request: bool) -> dict[str, Any]:
 
     renderer = renderer_for(tokenizer)
     question = validate(ChatBody, _object(text), CHAT).question()
+    check_schemas(question)  # what the server refuses has no length
     count = count_tokens(renderer, question, render(renderer, question))
     return {"tokens": count.total, "messages": count.messages, "tools": count.tools, "tokenizer": model, "exact": True}
 
