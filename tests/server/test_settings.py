@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from smelt.server.serve import load_model
 from smelt.server.settings import Settings, is_loopback
 
 
@@ -51,3 +54,15 @@ def test_unknown_and_changed_settings_are_errors() -> None:
 )
 def test_url_is_one_a_client_here_can_use(host: str, url: str) -> None:
     assert Settings(host=host, api_keys="secret-key").url == url
+
+
+def test_limits_reach_the_model(tiny_folder: Path) -> None:
+    """A setting that is accepted has its effect: the loaded model has the lower limits."""
+    settings = Settings(model=str(tiny_folder), context_len=128, max_output_len=32, kv_mib=1, max_running=2, threads=1)
+    llm = load_model(settings)
+    try:
+        assert (llm.context_len, llm.max_output_len) == (128, 32)
+        assert llm.options.max_running == 2
+        assert llm.options.kv_bytes == 1 << 20
+    finally:
+        llm.close()

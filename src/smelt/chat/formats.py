@@ -20,3 +20,16 @@ def renderer_for(tokenizer: Tokenizer) -> Renderer:
             return renderer(tokenizer)
     known = "; ".join(f"{renderer.name} ({' '.join(renderer.markers)})" for renderer in _FORMATS)
     raise UnsupportedError(f"no known chat format: smelt looks for the control tokens of {known}")
+
+
+def renderer_of_folder(tokenizer: Tokenizer) -> Renderer | None:
+    """As `renderer_for`; None for a base model, whose folder has no chat template at all.
+
+    Raises UnsupportedError for a folder with a template of a format smelt does not know.
+    """
+    try:
+        return renderer_for(tokenizer)
+    except UnsupportedError as error:
+        if tokenizer.config.get("chat_template"):
+            raise UnsupportedError(f"{error}. Without its chat template the folder would serve completions") from None
+        return None

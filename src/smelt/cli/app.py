@@ -40,11 +40,15 @@ def serve(
     alias: Annotated[list[str] | None, typer.Option(help="Also answer to this model name; repeat for more.")] = None,
     weights: WeightsOption = "w8",
     threads: ThreadsOption = 0,
+    context: Annotated[
+        int, typer.Option(help="Lower context limit in tokens; 0: the model's own.", envvar="SMELT_CONTEXT_LEN", min=0)
+    ] = 0,
 ) -> None:
-    """Serve a model on an OpenAI-compatible API."""
+    """Serve a model on an OpenAI-compatible API. Further settings: SMELT_* (docs/server.md)."""
     from smelt.cli.serve import serve_command
 
     chosen = {"host": host, "port": port, "model": model, "weights": weights, "threads": threads}
+    chosen["context_len"] = context
     serve_command(chosen, api_keys=api_key or [], aliases=alias or [])
 
 

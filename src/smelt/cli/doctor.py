@@ -78,12 +78,7 @@ def _model(model: str) -> Finding:
 
 def _speaks(tokenizer: Tokenizer) -> str:
     """Raises UnsupportedError for a template of an unknown format, as loading would."""
-    from smelt.chat import renderer_for
-    from smelt.core.errors import UnsupportedError
+    from smelt.chat import renderer_of_folder
 
-    try:
-        return f"chat format {renderer_for(tokenizer).name}"
-    except UnsupportedError:
-        if tokenizer.config.get("chat_template"):
-            raise
-        return "no chat format (completions only)"
+    renderer = renderer_of_folder(tokenizer)
+    return f"chat format {renderer.name}" if renderer else "no chat format (completions only)"

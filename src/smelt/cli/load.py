@@ -21,12 +21,10 @@ def checked_weights(weights: str) -> Literal["w8", "fp32"]:
 
 def load_llm(model: str, *, weights: str = "w8", threads: int = 0) -> LLM:
     """The text-level model of a folder, a Hugging Face id or a shipped name. Raises CheckpointError."""
-    from smelt.checkpoint import hub_name, resolve_model
     from smelt.generate.llm import LLM
     from smelt.generate.options import LLMOptions
 
-    options = LLMOptions(weights=checked_weights(weights), threads=threads or None, name=hub_name(model))
-    return LLM.load(resolve_model(model), options=options)
+    return LLM.open(model, options=LLMOptions(weights=checked_weights(weights), threads=threads or None))
 
 
 def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[Engine, DecoderConfig, int]:

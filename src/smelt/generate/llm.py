@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smelt.chat import Renderer, renderer_for
-from smelt.core.errors import CheckpointError, InvalidRequestError, UnsupportedError
+from smelt.chat import Renderer, renderer_of_folder
+from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.core.messages import Privilege
 from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import SamplingParams
@@ -90,6 +90,14 @@ class LLM:
         self._loop = EngineLoop(engine)
 
     @classmethod
+    def open(cls, name_or_path: str, *, options: LLMOptions = LLMOptions()) -> LLM:  # noqa: B008 - frozen value
+        """Load a folder, a shipped model's name or a Hugging Face id, fetched first. Raises CheckpointError."""
+        from smelt.checkpoint import hub_name, resolve_model
+
+        options = dataclasses.replace(options, name=options.name or hub_name(name_or_path))
+        return cls.load(resolve_model(name_or_path), options=options)
+
+    @classmethod
     def load(cls, folder: Path | str, *, options: LLMOptions = LLMOptions()) -> LLM:  # noqa: B008 - frozen value
         """Load a folder (config.json, safetensors, tokenizer.json). Raises CheckpointError, and EngineError
         where the native core is not built or the weights are not finite. Imports no torch.
@@ -106,7 +114,7 @@ class LLM:
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {checkpoint.config.vocab_size}; "
                 "sought a tokenizer.json that belongs to the weights"
             )
-        renderer = _renderer(tokenizer, folder)
+        renderer = renderer_of_folder(tokenizer)
         limits = window(checkpoint.config, options)
         runner = NativeRunner(
             checkpoint.config,
@@ -265,16 +273,3 @@ class LLM:
                 param="model",
             )
         return self.renderer
-
-
-def _renderer(tokenizer: Tokenizer, folder: Path) -> Renderer | None:
-    """The folder's chat format; None for a base model, which has no chat template at all.
-
-    Raises UnsupportedError for a folder with a template of a format smelt does not know.
-    """
-    try:
-        return renderer_for(tokenizer)
-    except UnsupportedError as error:
-        if tokenizer.config.get("chat_template") or (folder / "chat_template.jinja").exists():
-            raise UnsupportedError(f"{error}. Without its chat template the folder would serve completions") from None
-        return None

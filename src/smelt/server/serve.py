@@ -57,12 +57,18 @@ class Ready:
 
 def load_model(settings: Settings) -> LLM:
     """The model the settings name. Raises CheckpointError. Fetches it first where it is a Hugging Face id."""
-    from smelt.checkpoint import hub_name, resolve_model
     from smelt.generate.llm import LLM
-    from smelt.generate.options import LLMOptions
+    from smelt.generate.options import MEBIBYTE, LLMOptions
 
-    options = LLMOptions(weights=settings.weights, threads=settings.threads or None, name=hub_name(settings.model))
-    return LLM.load(resolve_model(settings.model), options=options)
+    options = LLMOptions(
+        weights=settings.weights,
+        threads=settings.threads or None,
+        context_len=settings.context_len or None,
+        max_output_len=settings.max_output_len or None,
+        kv_bytes=settings.kv_mib * MEBIBYTE or None,
+        max_running=settings.max_running,
+    )
+    return LLM.open(settings.model, options=options)
 
 
 def run(settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable[[Settings], LLM] = load_model) -> None:

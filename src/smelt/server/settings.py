@@ -28,9 +28,11 @@ class Settings(BaseSettings):
     """One server's settings. Lists in the environment are separated by commas.
 
     model: a folder, a Hugging Face id, or a shipped model's name. aliases: names the model also answers to;
-    "*" is every name. allowed_hosts, allowed_origins: Host and Origin values accepted beside the loopback ones
-    ("*": any). max_requests: admitted at once, running and waiting; the next one gets 429. max_buffered_bytes: all
-    bodies being read or parsed together. All `_bytes`, `_s` and `max_` fields are upper limits.
+    "*" is every name. context_len, max_output_len: lower limits than the model's own, in tokens; kv_mib: memory for
+    keys and values; 0 leaves each to `generate.options`. max_running: answers computed at a time. allowed_hosts,
+    allowed_origins: Host and Origin values accepted beside the loopback ones ("*": any). max_requests: admitted at
+    once, running and waiting; the next one gets 429. max_buffered_bytes: all bodies being read or parsed together.
+    All `_bytes`, `_s` and `max_` fields are upper limits.
     """
 
     model_config = SettingsConfigDict(env_prefix="SMELT_", frozen=True, extra="forbid")
@@ -40,6 +42,10 @@ class Settings(BaseSettings):
     model: str = "spark"
     weights: Literal["w8", "fp32"] = "w8"
     threads: int = Field(default=0, ge=0)
+    context_len: int = Field(default=0, ge=0)
+    max_output_len: int = Field(default=0, ge=0)
+    kv_mib: int = Field(default=0, ge=0)
+    max_running: int = Field(default=16, ge=1, le=256)
     api_keys: Keys = ()
     aliases: Names = ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")
     allowed_hosts: Names = ()
