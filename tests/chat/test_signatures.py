@@ -23,7 +23,7 @@ TYPES: list[tuple[Any, str]] = [
     ({"type": "integer", "minimum": 1, "maximum": 10}, "integer(1..10)"),
     ({"type": "number", "exclusiveMinimum": 0, "multipleOf": 0.5}, "number(>0,*0.5)"),
     ({"type": ["string", "null"]}, "string|null"),
-    ({"type": "string", "nullable": True}, "string|null"),
+    ({"type": "string", "nullable": True}, "string"),  # OpenAPI's word, not JSON Schema's: the grammar has no null
     ({"enum": ["a", 1, None]}, '"a"|1|null'),
     ({"type": "string", "enum": ["京"]}, '"京"'),
     ({"const": {"a": 1}}, '{"a":1}'),

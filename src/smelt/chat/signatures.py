@@ -21,9 +21,9 @@ MAX_DEPTH = 64
 
 _DEFINITION = re.compile(r"#/(?:\$defs|definitions)/([^/]+)\Z")
 # Keywords that say nothing about which values are valid.
-_SILENT_WORDS = "title $schema $id $comment examples deprecated readOnly writeOnly strict"
+_SILENT_WORDS = "title $schema $id $comment examples deprecated readOnly writeOnly strict nullable"
 _SILENT = frozenset(_SILENT_WORDS.split())
-_COMMON = _SILENT | {"description", "default", "type", "nullable", "$defs", "definitions"}
+_COMMON = _SILENT | {"description", "default", "type", "$defs", "definitions"}
 _CHOICES = ("anyOf", "oneOf", "allOf", "enum", "type")
 _BY_TYPE: dict[str, frozenset[str]] = {
     "string": frozenset({"format", "pattern", "minLength", "maxLength"}),
@@ -109,9 +109,7 @@ class _Writer:
         if not isinstance(schema, Mapping):
             return _json(schema)
         written = self._written(schema, depth)
-        if written is None:
-            return _json(schema)
-        return f"{written}|null" if schema.get("nullable") is True else written
+        return _json(schema) if written is None else written
 
     def _written(self, schema: Mapping[str, Any], depth: int) -> str | None:
         """The type in this notation; None where it cannot be said."""
@@ -238,5 +236,4 @@ def _is_compound(schema: Any) -> bool:
     """Whether a type is written with `|` or `&` and so needs brackets inside a larger one."""
     if not isinstance(schema, Mapping):
         return False
-    several = any(isinstance(schema.get(word), list) and len(schema[word]) > 1 for word in _CHOICES)
-    return several or schema.get("nullable") is True
+    return any(isinstance(schema.get(word), list) and len(schema[word]) > 1 for word in _CHOICES)
