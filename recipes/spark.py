@@ -12,57 +12,13 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.spark_card import evaluate, export, origin
+from recipes.spark_config import SMOKE, SparkConfig
 from recipes.spark_data import load_pools, load_sources, make_stages, make_tokenizer
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparkConfig:
-    """Everything that decides the outcome; a smoke run differs only here."""
-
-    minutes: float
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_heads: int = 6
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    num_layers: int = 6
-    global_layers: tuple[int, ...] = (5,)
-    window: int = 1024
-    context_len: int = 4096
-    vocab_size: int = 4096
-    tokenizer_examples: int = 40_000
-    batch_tokens: int = 3072
-    early_tokens: int = 400_000
-    max_steps: int = 1_000_000
-    checkpoint_s: float = 240.0
-    cases_per_language: int = 100
-    long_cases: int = 40
-    seed: int = 20
-
-
-SMOKE = SparkConfig(
-    minutes=0.2,
-    hidden_size=32,
-    intermediate_size=64,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=16,
-    num_layers=2,
-    global_layers=(1,),
-    vocab_size=1024,
-    tokenizer_examples=300,
-    batch_tokens=1024,
-    early_tokens=10_000,
-    max_steps=30,
-    cases_per_language=1,
-    long_cases=0,
-)
 
 
 def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:

@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.spark_config import SparkConfig
 from recipes.spark_data import available, bfcl_cases, held_out_cases, public_cases, source_hash
 from smelt.data import text
 from smelt.evals.cases import Case
 from smelt.train.lineage import chained
 
 if TYPE_CHECKING:
-    from recipes.spark import SparkConfig
     from smelt.model.decoder import Decoder
     from smelt.tokenizer import Tokenizer
     from smelt.train.state import Position

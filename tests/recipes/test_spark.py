@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.spark import SMOKE, make
+from recipes.spark import make
+from recipes.spark_config import SMOKE
 from smelt.checkpoint import open_checkpoint
 from smelt.train.lineage import broken_at
 
