@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from smelt.core.errors import EngineError, InvalidRequestError
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import FinishReason, Usage
-from smelt.generate.completion import PromptText
+from smelt.generate.completion import Event, PromptText
 from smelt.generate.events import AnswerEnd, AnswerEvent, AnswerText, AnswerUsage
 
 if TYPE_CHECKING:
     from smelt.generate.llm import LLM
 
 URL_TIMEOUT_S = 600.0
-Event = AnswerEvent | PromptText
 
 
 class Source(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from smelt.chat.renderer import ReplyEvent, TextDelta
 from smelt.core.errors import InvalidRequestError
-from smelt.generate.events import TokenReport, TokenText
+from smelt.generate.events import AnswerEvent, TokenReport, TokenText
 
 if TYPE_CHECKING:
     from smelt.tokenizer import Tokenizer
@@ -32,6 +32,9 @@ class PromptText:
     choice: int
     text: str
     tokens: tuple[PromptToken, ...] = ()
+
+
+Event = AnswerEvent | PromptText  # what an answer's stream may hold
 
 
 @dataclass(slots=True)

@@ -18,9 +18,8 @@ from smelt.core.sampler import ChatAnswer, ChatRequest
 from smelt.core.sampling import SamplingParams
 from smelt.engine.requests import EngineEvent
 from smelt.generate.collect import collect
-from smelt.generate.completion import PromptText, TextReader, raw_prompt
+from smelt.generate.completion import Event, TextReader, raw_prompt
 from smelt.generate.constrain import check_schemas, constrain, is_named, offered_tools
-from smelt.generate.events import AnswerEvent
 from smelt.generate.grammar import GrammarCompiler
 from smelt.generate.options import LLMOptions, window
 from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from smelt.core.decoder import DecoderConfig
     from smelt.core.step import Runner
     from smelt.tokenizer import Tokenizer
-
-Event = AnswerEvent | PromptText
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 from smelt.core.errors import EngineError
 from smelt.core.sampling import FinishReason, TokenLogprob, Usage
 from smelt.engine.requests import Ended, EngineEvent, EngineRequest, PromptScored, TokenDrawn
-from smelt.generate.completion import PromptText, PromptToken
-from smelt.generate.events import AnswerEnd, AnswerEvent, AnswerUsage, TokenReport, TokenText
+from smelt.generate.completion import Event, PromptText, PromptToken
+from smelt.generate.events import AnswerEnd, AnswerUsage, TokenReport, TokenText
 from smelt.generate.prepare import Prepared
 from smelt.generate.text import ChoiceText
 
 if TYPE_CHECKING:
     from smelt.tokenizer import Tokenizer
 
-Event = AnswerEvent | PromptText
 _MASK64 = (1 << 64) - 1
 
 

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from smelt.core.errors import ContextLengthError, NotFoundError, OverloadedError
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
-from smelt.generate.completion import PromptText
-from smelt.generate.events import AnswerEvent, AnswerUsage
+from smelt.generate.completion import Event
+from smelt.generate.events import AnswerUsage
 from smelt.generate.prepare import Prepared
 from smelt.server.body import parse_object, read_body
 from smelt.server.errors import shown, timeout_error
@@ -25,7 +25,7 @@ from smelt.server.streaming import EventStream, while_connected
 
 T = TypeVar("T")
 SHRINKAGE = 4  # some tokenizers normalise first; composing characters at most quarters the bytes
-Events = AsyncGenerator[AnswerEvent | PromptText, None]
+Events = AsyncGenerator[Event, None]
 
 
 class Vocabulary(Protocol):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from smelt.data.example import Example
-from smelt.data.tasks.catalog import LANGUAGES
 from smelt.data.tasks.extraction import basket_example, extract_example, free_example
 from smelt.data.tasks.lookup import list_example, long_example, repeat_example
 from smelt.data.tasks.service import classify_example, service_example
@@ -87,6 +86,3 @@ def held_out_long(language: str, num_chars: int, count: int, seed: int = 0) -> l
     """Questions about one fact in a text of about `num_chars` characters."""
     rngs = [random.Random(f"held-out/{seed}/long/{num_chars}/{language}/{i}") for i in range(count)]
     return [long_example(Values(rng, language, "test"), num_chars) for rng in rngs]
-
-
-ALL_LANGUAGES = LANGUAGES
