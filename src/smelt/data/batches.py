@@ -35,10 +35,17 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows to learn: `inputs` [B, T], and `targets` [B, T], the next token where it is learned, else -100."""
+    """Rows to learn: `inputs` [B, T], and `targets` [B, T], the next token where it is learned, else -100.
+
+    segment_ids [B, T]: the index of a token's document in its row, 0, 1, ... from left to right without gaps, and
+    -1 for padding, which stands at the end; None: one document a row, padding (if any) at the end and not learned.
+    privileges [B, T]: a `core.messages.Privilege` value per input token (padding: 0); None: not used.
+    """
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
+    segment_ids: NDArray[np.int32] | None = None
+    privileges: NDArray[np.uint8] | None = None
 
     @property
     def num_learned(self) -> int:
