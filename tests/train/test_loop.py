@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from smelt.core.errors import CheckpointError
 from smelt.data.batches import Batch
@@ -30,7 +31,11 @@ class Counting:
         rng = np.random.default_rng((self.seed, number))
         starts = rng.integers(2, 60, size=(3, 4, 1))
         rows = starts + np.arange(17)
-        return [Batch(rows[i, :, :-1], rows[i, :, 1:]) for i in range(3)]
+        return [batch_of(rows[i, :, :-1], rows[i, :, 1:]) for i in range(3)]
+
+
+def batch_of(inputs: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
+    return Batch(inputs, targets, (targets >= 0).astype(np.float32))
 
 
 def run(folder: Path, **changes: Any) -> Run:
@@ -91,7 +96,7 @@ def test_accumulated_batches_equal_one_large_one(tmp_path: Path) -> None:
     class Merged(Counting):
         def chunk(self, number: int) -> list[Batch]:
             parts = super().chunk(number)
-            return [Batch(np.concatenate([p.inputs for p in parts]), np.concatenate([p.targets for p in parts]))]
+            return [batch_of(np.concatenate([p.inputs for p in parts]), np.concatenate([p.targets for p in parts]))]
 
     pieces = run(tmp_path / "a", accumulate=3)
     large = run(tmp_path / "b", stages=[Stage(name="only", stream=Merged())])
