@@ -13,20 +13,24 @@ from torch.utils.checkpoint import checkpoint
 from smelt.model.decoder import Decoder
 
 
-def _piece(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(hidden_NH, weight_VH).float(), targets_N, reduction="sum")
+def _piece(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+    nats_N = F.cross_entropy(F.linear(hidden_NH, weight_VH).float(), targets_N, reduction="none")
+    return (nats_N * weights_N).sum()
 
 
-def cross_entropy_sum(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, piece: int = 2048) -> Tensor:
-    """Summed cross-entropy in nats over targets >= 0; other places never meet the head's matrix."""
+def cross_entropy_sum(
+    model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, weights_BT: Tensor, piece: int = 2048
+) -> Tensor:
+    """Weighted sum of cross-entropy in nats over targets >= 0; other places never meet the head's matrix."""
     hidden_BTH = model.hidden(inputs_BT)
     learned = targets_BT >= 0
-    hidden_NH, targets_N = hidden_BTH[learned], targets_BT[learned]
+    hidden_NH, targets_N, weights_N = hidden_BTH[learned], targets_BT[learned], weights_BT[learned]
     if len(targets_N) <= piece:
-        return _piece(hidden_NH, model.head_weight, targets_N)
+        return _piece(hidden_NH, model.head_weight, targets_N, weights_N)
     total = hidden_NH.new_zeros(())
-    for rows, targets in zip(torch.split(hidden_NH, piece), torch.split(targets_N, piece), strict=True):
-        part = checkpoint(_piece, rows, model.head_weight, targets, use_reentrant=False)
+    split = [torch.split(tensor, piece) for tensor in (hidden_NH, targets_N, weights_N)]
+    for rows, targets, weights in zip(*split, strict=True):
+        part = checkpoint(_piece, rows, model.head_weight, targets, weights, use_reentrant=False)
         assert isinstance(part, Tensor)
         total = total + part
     return total
@@ -34,9 +38,9 @@ def cross_entropy_sum(model: Decoder, inputs_BT: Tensor, targets_BT: Tensor, pie
 
 @torch.no_grad()
 def mean_loss(model: Decoder, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Mean cross-entropy per learned token, in nats."""
+    """Mean cross-entropy per learned token, in nats, each counting one."""
     total, count = 0.0, 0
     for inputs, targets in batches:
-        total += float(cross_entropy_sum(model, inputs, targets))
+        total += float(cross_entropy_sum(model, inputs, targets, torch.ones(targets.shape)))
         count += int((targets >= 0).sum())
     return total / max(1, count)

@@ -14,6 +14,7 @@ from smelt.data.tasks.talk import facts_example, talk_example
 from smelt.data.tasks.toolcalls import (
     call_example,
     no_tool_example,
+    offered_example,
     phrased_ask,
     result_example,
     session_example,
@@ -27,6 +28,7 @@ GENERATORS: Mapping[str, Generator] = {
     "call": call_example,
     "session": session_example,
     "no_tool": no_tool_example,
+    "offered": offered_example,
     "result": result_example,
     "extract": extract_example,
     "free": free_example,
