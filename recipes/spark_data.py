@@ -105,7 +105,6 @@ def make_stages(
             batch_tokens=batch_tokens,
             max_len=max_len,
             seed=seed,
-            decision_weight=DECISION_WEIGHT,
         )
 
     return [

@@ -33,12 +33,10 @@ def stream(tokenizer: Tokenizer) -> BatchStream:
 
 
 def test_targets_are_the_next_tokens_where_the_mask_says_so() -> None:
-    weights = [np.array(row, dtype=np.float32) for row in ([0, 0, 3, 1], [0, 1])]
-    batch = collate([Encoded([5, 6, 7, 8], weights[0]), Encoded([9, 4], weights[1])], PAD, multiple=4)
+    batch = collate([Encoded([5, 6, 7, 8], bytes([0, 0, 1, 1])), Encoded([9, 4], bytes([0, 1]))], PAD, multiple=4)
     assert batch.inputs.tolist() == [[5, 6, 7, 0], [9, 0, 0, 0]]
     assert batch.targets.tolist() == [[-100, 7, 8, -100], [4, -100, -100, -100]]
-    assert batch.target_weights.tolist() == [[0, 3, 1, 0], [1, 0, 0, 0]]
-    assert batch.total_weight == 5
+    assert batch.num_learned == 3
 
 
 def test_every_row_is_one_whole_document(stream: BatchStream) -> None:
@@ -72,7 +70,7 @@ def test_what_the_assistant_said_is_what_is_learned(tokenizer: Tokenizer) -> Non
     renderer = HouseRenderer(tokenizer)
     example = Mixture(weights={"service": 1}, languages={"en": 1}).example(0, 3)
     found = encode(renderer, example)
-    learned = [token for token, mask in zip(found.ids, found.weights, strict=True) if mask]
+    learned = [token for token, mask in zip(found.ids, found.loss_mask, strict=True) if mask]
     said = [message.text for message in example.messages if message.role == "assistant"]
     assert tokenizer.decode([token for token in learned if token != renderer.end_id]) == "".join(said)
 
@@ -82,12 +80,3 @@ def test_a_share_of_the_stream_is_public_records() -> None:
     example_at = mixed(EARLY, 1, {"set": [record], "empty": []}, 0.5)
     share = sum(example_at(i) == record for i in range(400)) / 400
     assert 0.4 < share < 0.6
-
-
-def test_the_first_token_of_every_assistant_turn_decides(tokenizer: Tokenizer) -> None:
-    renderer = HouseRenderer(tokenizer)
-    example = Mixture(weights={"offered": 1}, languages={"en": 1}).example(0, 1)
-    found = encode(renderer, example, decision_weight=5.0)
-    turns = sum(message.role == "assistant" for message in example.messages)
-    assert (found.weights == 5.0).sum() == turns
-    assert found.ids[int(np.argmax(found.weights == 5.0)) - 1] == tokenizer.control_ids["<|assistant|>"]

@@ -27,17 +27,16 @@ ExampleAt = Callable[[int], Example]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One conversation as ids; weights[i] is what token i counts in the loss, 0 where it is not the assistant's."""
+    """One conversation as ids; loss_mask[i] is 1 where token i is the assistant's."""
 
     ids: list[int]
-    weights: NDArray[np.float32]
+    loss_mask: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows to learn: `inputs` [B, T], and `targets` [B, T], the next token where it is learned, else -100.
 
-    weights [B, T]: what each target counts in the loss, 0 where nothing is learned; None: every target counts one.
     segment_ids [B, T]: the index of a token's document in its row, 0, 1, ... from left to right without gaps, and
     -1 for padding, which stands at the end; None: one document a row, padding (if any) at the end and not learned.
     privileges [B, T]: a `core.messages.Privilege` value per input token (padding: 0); None: not used.
@@ -45,31 +44,19 @@ class Batch:
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
-    weights: NDArray[np.float32] | None = None
     segment_ids: NDArray[np.int32] | None = None
     privileges: NDArray[np.uint8] | None = None
 
     @property
-    def total_weight(self) -> float:
-        """What the loss is divided by: the number of learned targets where each counts one."""
-        return float(self.target_weights.sum())
-
-    @property
-    def target_weights(self) -> NDArray[np.float32]:
-        """[B, T]: `weights`, or ones where something is learned."""
-        return (self.targets >= 0).astype(np.float32) if self.weights is None else self.weights
+    def num_learned(self) -> int:
+        """Targets that count."""
+        return int((self.targets >= 0).sum())
 
 
-def encode(renderer: HouseRenderer, example: Example, decision_weight: float = 1.0) -> Encoded:
-    """The conversation through the one template there is.
-
-    The first token of an assistant's turn decides what kind of turn it is (a call, or which words); it is one of
-    some thirty tokens of an answer and counts `decision_weight` times.
-    """
+def encode(renderer: HouseRenderer, example: Example) -> Encoded:
+    """The conversation through the one template there is."""
     rendered = renderer.render(example.messages, tools=example.tools, response_format=example.response_format)
-    weights = np.frombuffer(rendered.loss_mask, dtype=np.uint8).astype(np.float32)
-    weights[np.diff(weights, prepend=0.0) > 0] = decision_weight
-    return Encoded(rendered.ids, weights)
+    return Encoded(rendered.ids, rendered.loss_mask)
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, multiple: int = 16) -> Batch:
@@ -78,13 +65,11 @@ def collate(rows: Sequence[Encoded], pad_id: int, multiple: int = 16) -> Batch:
     width = -(-longest // multiple) * multiple
     inputs = np.full((len(rows), width), pad_id, dtype=np.int64)
     targets = np.full((len(rows), width), -100, dtype=np.int64)
-    weights = np.zeros((len(rows), width), dtype=np.float32)
     for i, row in enumerate(rows):
-        ids, last = np.array(row.ids), len(row.ids) - 1
-        inputs[i, :last] = ids[:-1]
-        targets[i, :last] = np.where(row.weights[1:] > 0, ids[1:], -100)
-        weights[i, :last] = row.weights[1:]
-    return Batch(inputs, targets, weights)
+        ids, mask = np.array(row.ids), np.frombuffer(row.loss_mask, dtype=np.uint8)
+        inputs[i, : len(ids) - 1] = ids[:-1]
+        targets[i, : len(ids) - 1] = np.where(mask[1:] == 1, ids[1:], -100)
+    return Batch(inputs, targets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +86,11 @@ class BatchStream:
     max_len: int
     seed: int
     chunk_examples: int = 512
-    decision_weight: float = 1.0
 
     def chunk(self, number: int) -> list[Batch]:
         """Chunk `number` (0, 1, ...) as batches in their order."""
         first = number * self.chunk_examples
-        rows = [
-            encode(self.renderer, self.example_at(first + i), self.decision_weight) for i in range(self.chunk_examples)
-        ]
+        rows = [encode(self.renderer, self.example_at(first + i)) for i in range(self.chunk_examples)]
         rows = sorted((row for row in rows if len(row.ids) <= self.max_len), key=lambda row: len(row.ids))
         groups: list[list[Encoded]] = [[]]
         for row in rows:

@@ -104,7 +104,7 @@ class Run:
     def _train(self, pool: ThreadPoolExecutor, stop_after: int | None) -> None:
         began, before = time.monotonic(), self.position.elapsed_s
         saved = began
-        losses, counts, window = 0.0, 0.0, (began, self.position.num_tokens)
+        losses, counts, window = 0.0, 0, (began, self.position.num_tokens)
         batches, done = self._batches(), 0
         while self.position.step < self.plan.total_steps and done != stop_after:
             self.plan.settle(self.config.schedule, self.position.step, self.position.elapsed_s)
@@ -114,8 +114,8 @@ class Run:
             self.position.elapsed_s = before + now - began
             if self.position.step % self.config.log_every == 0 or self.position.step == self.plan.total_steps:
                 rate = (self.position.num_tokens - window[1]) / max(1e-9, now - window[0])
-                self._report(losses / max(1.0, counts), norm, scale, rate)
-                losses, counts, window = 0.0, 0.0, (now, self.position.num_tokens)
+                self._report(losses / max(1, counts), norm, scale, rate)
+                losses, counts, window = 0.0, 0, (now, self.position.num_tokens)
             if now - saved >= self.config.checkpoint_s:
                 self.save()
                 saved = time.monotonic()
@@ -140,9 +140,9 @@ class Run:
             for name, value in self.optimizer.state.items():
                 value.copy_(tensors[f"optimizer.{name}"])
 
-    def _step(self, pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> tuple[float, float, float, float]:
+    def _step(self, pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> tuple[float, int, float, float]:
         parts = [next(batches) for _ in range(self.config.accumulate)]
-        count = sum(part.total_weight for part in parts)
+        count = sum(part.num_learned for part in parts)
         total = 0.0
         summed: list[torch.Tensor] = []
         for loss, gradients in pool.map(self._gradients, parts):
@@ -151,7 +151,7 @@ class Run:
                 torch._foreach_add_(summed, list(gradients))
             else:
                 summed = list(gradients)
-        torch._foreach_div_(summed, max(1.0, count))
+        torch._foreach_div_(summed, max(1, count))
         self.position.num_tokens += sum(part.inputs.size for part in parts)
         scale = self.plan.scale(self.config.schedule, self.position.step)
         self.position.step += 1
@@ -164,8 +164,7 @@ class Run:
             torch.set_num_threads(1)  # holds for the calling thread
         inputs = torch.from_numpy(part.inputs).to(self.config.device)
         targets = torch.from_numpy(part.targets).to(self.config.device)
-        weights = torch.from_numpy(part.target_weights).to(self.config.device)
-        loss = cross_entropy_sum(self.model, inputs, targets, weights)
+        loss = cross_entropy_sum(self.model, inputs, targets)
         return float(loss.detach()), torch.autograd.grad(loss, list(self.optimizer.named.values()))
 
     def _batches(self) -> Iterator[Batch]:
