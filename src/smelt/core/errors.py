@@ -11,6 +11,7 @@ SmeltError
 │   └── OverloadedError       the queue is full; try again later                               (HTTP 429)
 ├── CheckpointError           a model folder cannot be used; the message says what was sought and found
 │   └── UnsupportedError      the folder is sound but asks for something smelt does not do; names it
+├── StoreError                the database cannot be read or written; the message says why          (HTTP 503)
 └── EngineError               our own failure while answering; the request ends, the engine goes on  (HTTP 500)
 
 A message says what was sought, what was found, what would be right. It never carries a path of the
@@ -71,6 +72,14 @@ class CheckpointError(SmeltError):
 
 class UnsupportedError(CheckpointError):
     """A model folder asks for something smelt does not do; the message names it."""
+
+
+class StoreError(SmeltError):
+    """The database cannot be read or written. `reason` is one word for it: full, locked, readonly or failed."""
+
+    def __init__(self, message: str, *, reason: str = "failed") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class EngineError(SmeltError):
