@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -17,7 +18,7 @@ from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train import state
 from smelt.train.config import TrainConfig
-from smelt.train.losses import cross_entropy_sum
+from smelt.train.objectives import CrossEntropy, LossSum, Objective
 from smelt.train.optim import Optimizer
 from smelt.train.schedule import Plan
 
@@ -32,13 +33,14 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the curriculum: its stream, and the tokens after which the next stage begins.
+    """A part of the curriculum: its stream, what it minimises, and the tokens after which the next stage begins.
 
     The last stage has no end of its own; `at_decay` starts a stage when the rate starts to fall, at the latest.
     """
 
     name: str
     stream: Stream
+    objective: Objective = CrossEntropy()
     until_tokens: int | None = None
     at_decay: bool = False
 
@@ -87,7 +89,7 @@ class Run:
         shape = {
             "model": asdict(self.model.config),
             "train": asdict(self.config),
-            "stages": [s.name for s in self.stages],
+            "stages": [(s.name, s.objective.name) for s in self.stages],
         }
         self.identity = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
@@ -104,7 +106,7 @@ class Run:
     def _train(self, pool: ThreadPoolExecutor, stop_after: int | None) -> None:
         began, before = time.monotonic(), self.position.elapsed_s
         saved = began
-        losses, counts, window = 0.0, 0, (began, self.position.num_tokens)
+        losses, counts, window = 0.0, 0.0, (began, self.position.num_tokens)
         batches, done = self._batches(), 0
         while self.position.step < self.plan.total_steps and done != stop_after:
             self.plan.settle(self.config.schedule, self.position.step, self.position.elapsed_s)
@@ -114,8 +116,8 @@ class Run:
             self.position.elapsed_s = before + now - began
             if self.position.step % self.config.log_every == 0 or self.position.step == self.plan.total_steps:
                 rate = (self.position.num_tokens - window[1]) / max(1e-9, now - window[0])
-                self._report(losses / max(1, counts), norm, scale, rate)
-                losses, counts, window = 0.0, 0, (now, self.position.num_tokens)
+                self._report(losses / max(1.0, counts), norm, scale, rate)
+                losses, counts, window = 0.0, 0.0, (now, self.position.num_tokens)
             if now - saved >= self.config.checkpoint_s:
                 self.save()
                 saved = time.monotonic()
@@ -140,32 +142,33 @@ class Run:
             for name, value in self.optimizer.state.items():
                 value.copy_(tensors[f"optimizer.{name}"])
 
-    def _step(self, pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> tuple[float, int, float, float]:
-        parts = [next(batches) for _ in range(self.config.accumulate)]
-        count = sum(part.num_learned for part in parts)
-        total = 0.0
+    def _step(self, pool: ThreadPoolExecutor, batches: Iterator[Batch]) -> tuple[float, float, float, float]:
+        parts, objective = [], self.stages[0].objective
+        for _ in range(self.config.accumulate):
+            parts.append(next(batches))
+            objective = self.stages[self.position.stage].objective
+        total, count = 0.0, 0.0
         summed: list[torch.Tensor] = []
-        for loss, gradients in pool.map(self._gradients, parts):
-            total += loss
+        for loss, gradients in pool.map(lambda part: self._gradients(objective, part), parts):
+            total, count = total + float(loss.total), count + loss.count
             if summed:
                 torch._foreach_add_(summed, list(gradients))
             else:
                 summed = list(gradients)
-        torch._foreach_div_(summed, max(1, count))
+        torch._foreach_div_(summed, max(1.0, count))
         self.position.num_tokens += sum(part.inputs.size for part in parts)
         scale = self.plan.scale(self.config.schedule, self.position.step)
         self.position.step += 1
         norm = self.optimizer.step(dict(zip(self.optimizer.named, summed, strict=True)), scale, self.position.step)
         return total, count, norm, scale
 
-    def _gradients(self, part: Batch) -> tuple[float, tuple[torch.Tensor, ...]]:
+    def _gradients(self, objective: Objective, part: Batch) -> tuple[LossSum, tuple[torch.Tensor, ...]]:
         """Summed loss of one batch and its gradients, on one core."""
         if self.config.workers > 1:
             torch.set_num_threads(1)  # holds for the calling thread
-        inputs = torch.from_numpy(part.inputs).to(self.config.device)
-        targets = torch.from_numpy(part.targets).to(self.config.device)
-        loss = cross_entropy_sum(self.model, inputs, targets)
-        return float(loss.detach()), torch.autograd.grad(loss, list(self.optimizer.named.values()))
+        loss = objective(self.model, part, torch.device(self.config.device))
+        gradients = torch.autograd.grad(loss.total, list(self.optimizer.named.values()))
+        return dataclasses.replace(loss, total=loss.total.detach()), gradients
 
     def _batches(self) -> Iterator[Batch]:
         where = self.position
