@@ -1,4 +1,4 @@
-"""The decoder's own promises: packed documents, positions, fresh weights, gradients, dtypes."""
+"""The decoder's own promises (test_packed.py has those of packed rows): positions, fresh weights, gradients, dtypes."""
 
 from __future__ import annotations
 
@@ -25,22 +25,6 @@ def built(config: DecoderConfig, seed: int = 2) -> Decoder:
 
 def some_ids(config: DecoderConfig, *shape: int) -> torch.Tensor:
     return torch.randint(2, config.vocab_size, shape, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@torch.no_grad()
-def test_packed_documents_see_nothing_of_each_other(name: str) -> None:
-    """Two rows of packed documents, cut at different places, against each document alone."""
-    decoder = built(variants()[name])
-    length = 5 * WINDOW
-    ids = some_ids(decoder.config, 2, length)
-    cuts = [[0, 3, 3 + 2 * WINDOW, length], [0, length - 1, length]]
-    segments = torch.tensor([[sum(t >= cut for cut in row[1:]) for t in range(length)] for row in cuts])
-    packed = decoder(ids, segment_ids_BT=segments)
-    for row, ends in enumerate(cuts):
-        for start, end in zip(ends, ends[1:], strict=False):
-            alone = decoder(ids[row : row + 1, start:end])
-            torch.testing.assert_close(packed[row : row + 1, start:end], alone, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which keys a query may see. Shapes: B batch, T queries, L keys."""
+"""Which keys a query may see. Shapes: T queries, L keys."""
 
 from __future__ import annotations
 
@@ -17,9 +17,3 @@ def additive_mask(query_places: Tensor, key_places: Tensor, *, window: int | Non
     if window is not None:
         hidden |= distance >= window
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-
-
-def within_segments(mask_TL: Tensor, segment_ids_BT: Tensor) -> Tensor:
-    """`mask_TL` that also hides keys of other segments; [B, 1, T, T]."""
-    other = segment_ids_BT[:, None, :, None] != segment_ids_BT[:, None, None, :]
-    return mask_TL.expand(other.shape).masked_fill(other, -torch.inf)

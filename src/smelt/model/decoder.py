@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smelt.core.decoder import DecoderConfig
-from smelt.model.attention_mask import additive_mask, within_segments
+from smelt.model.attention import Attend, attends, places_in_documents
 from smelt.model.cache import Cache
-from smelt.model.rope import Rope, rotate
+from smelt.model.rope import Rope, rotate, widened
 
 
 class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019) with gain `offset + weight`; float32 inside."""
+    """RMSNorm (Zhang and Sennrich 2019) with gain `offset + weight`; at least float32 inside."""
 
     def __init__(self, width: int, config: DecoderConfig) -> None:
         super().__init__()
@@ -32,17 +33,18 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        gain = self.weight.float() + self.offset if self.offset else self.weight.float()
-        return F.rms_norm(x.float(), (x.shape[-1],), gain, self.eps).to(x.dtype)
+        wide = widened(x)
+        gain = self.weight.to(wide.dtype)
+        return F.rms_norm(wide, (x.shape[-1],), gain + self.offset if self.offset else gain, self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a layer needs to know of the batch: rotary angles, and a mask ([T, L] or [B, 1, T, L]; None: causal)."""
+    """What a layer needs to know of the batch: rotary angles, and who sees whom."""
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor | None
+    attend: Attend
 
 
 class Attention(nn.Module):
@@ -52,7 +54,6 @@ class Attention(nn.Module):
         super().__init__()
         hidden, D = config.hidden_size, config.head_dim
         self.layer, self.head_dim, self.scale = layer, D, config.attention_scale
-        self.grouped = config.num_heads != config.num_kv_heads
         self.q_proj = nn.Linear(hidden, config.num_heads * D, bias=config.qkv_bias)
         self.k_proj = nn.Linear(hidden, config.num_kv_heads * D, bias=config.qkv_bias)
         self.v_proj = nn.Linear(hidden, config.num_kv_heads * D, bias=config.qkv_bias)
@@ -72,15 +73,7 @@ class Attention(nn.Module):
         k_BKTD = rotate(k_BTKD.transpose(1, 2), view.cos, view.sin)
         if cache is not None:
             k_BKTD, v_BKTD = cache.append(self.layer, k_BKTD, v_BKTD)
-        out_BNTD = F.scaled_dot_product_attention(
-            q_BNTD,
-            k_BKTD,
-            v_BKTD,
-            attn_mask=view.mask,
-            is_causal=view.mask is None,
-            scale=self.scale,
-            enable_gqa=self.grouped,
-        )
+        out_BNTD = view.attend(q_BNTD, k_BKTD, v_BKTD, self.scale)
         return cast(Tensor, self.o_proj(out_BNTD.transpose(1, 2).reshape(B, T, -1)))
 
 
@@ -138,11 +131,15 @@ class Body(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder of shape `config`, with torch's default weights: call `init_weights` or use `from_tensors`."""
+    """A decoder of shape `config`, with torch's default weights: call `init_weights` or use `from_tensors`.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    checkpoint_layers: training keeps only what enters each layer, and computes the rest again on the way back
+    (Chen et al. 2016, arXiv:1604.06174): a third more work, and memory for one layer instead of all.
+    """
+
+    def __init__(self, config: DecoderConfig, *, checkpoint_layers: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.checkpoint_layers = config, checkpoint_layers
         self.model = Body(config)
         head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lm_head = head
@@ -183,24 +180,31 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Hidden states behind the final norm, [B, T, H].
 
-        positions: rotary positions, [T] or [B, T]; by default 0, 1, ... behind what the cache holds. As rotary
-        attention is relative, packed documents need none of their own. segment_ids_BT: tokens see only
-        earlier tokens of their own segment. cache: computes the tokens behind the cached ones and adds them.
-        Raises ValueError for segments together with a cache, or a full cache.
+        positions: rotary positions, [T] or [B, T]; by default 0, 1, ... behind what the cache holds, and from 0 in
+        each packed document. segment_ids_BT: a row's documents, each one run of equal ids, with padding (-1) at the
+        end: tokens see only earlier tokens of their own document, and nothing of one document reaches another's
+        hidden states. cache: computes the tokens behind the cached ones and adds them.
+        Raises ValueError for segments together with a cache, a full cache, or a document in two pieces.
         """
         if cache is not None and segment_ids_BT is not None:
             raise ValueError("packed segments are for training; a cache holds one document per row")
         past, T = (0 if cache is None else cache.length), ids_BT.shape[1]
         if cache is not None:
             cache.reserve(T)
-        if positions is None:
+        if positions is None and segment_ids_BT is not None:
+            positions = places_in_documents(segment_ids_BT)
+        elif positions is None:
             positions = torch.arange(past, past + T, device=ids_BT.device)
         x_BTH = self.model.embed_tokens(ids_BT)
         if self.config.embedding_scale != 1.0:
             x_BTH = x_BTH * self.config.embedding_scale
         views = self._views(positions, past, segment_ids_BT, x_BTH)
         for layer, shape in zip(self.model.layers, self.config.layers, strict=True):
-            x_BTH = layer(x_BTH, views[shape.rope, shape.window], cache)
+            view = views[shape.rope, shape.window]
+            if self.checkpoint_layers and cache is None and torch.is_grad_enabled():
+                x_BTH = checkpoint(layer, x_BTH, view, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BTH = layer(x_BTH, view, cache)
         if cache is not None:
             cache.advance(T)
         return cast(Tensor, self.model.norm(x_BTH))
@@ -217,21 +221,11 @@ class Decoder(nn.Module):
     def _views(
         self, positions: Tensor, past: int, segment_ids_BT: Tensor | None, like: Tensor
     ) -> dict[tuple[int, int | None], View]:
-        """One view per kind of layer, so that a mask is made once and not per layer."""
-        T = like.shape[1]
-        queries = torch.arange(past, past + T, device=like.device)
-        keys = torch.arange(past + T, device=like.device)
+        """One view per kind of layer, so that angles and masks are made once and not per layer."""
         angles = [rope(positions) for rope in self.ropes]
-        masks: dict[int | None, Tensor | None] = {}
-        for window in {layer.window for layer in self.config.layers}:
-            slides = window is not None and window < past + T
-            if not slides and segment_ids_BT is None and past == 0:
-                masks[window] = None
-                continue
-            mask = additive_mask(queries, keys, window=window if slides else None, dtype=like.dtype)
-            masks[window] = mask if segment_ids_BT is None else within_segments(mask, segment_ids_BT)
         kinds = {(layer.rope, layer.window) for layer in self.config.layers}
-        return {(rope, w): View(cos=angles[rope][0], sin=angles[rope][1], mask=masks[w]) for rope, w in kinds}
+        attend = attends((window for _, window in kinds), past, segment_ids_BT, like)
+        return {(rope, w): View(cos=angles[rope][0], sin=angles[rope][1], attend=attend[w]) for rope, w in kinds}
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
