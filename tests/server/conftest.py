@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +24,16 @@ def llm() -> FakeLLM:
     return FakeLLM()
 
 
+@pytest.fixture(autouse=True)
+def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds or leaves anything in the user's own store."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
 @pytest.fixture
 def client(llm: FakeLLM) -> Iterator[TestClient]:
-    with TestClient(create_app(llm, Settings()), base_url="http://127.0.0.1:8000") as client:
+    app = create_app(llm, Settings())
+    with closing(app.state.service.storage), TestClient(app, base_url="http://127.0.0.1:8000") as client:
         yield client
 
 

@@ -149,9 +149,11 @@ def read_reply(connection: socket.socket) -> Reply:
 
 @contextlib.contextmanager
 def running(model: Path, tmp: Path, *, small: bool = True, **environment: str) -> Iterator[Server]:
-    """A server of `model` on a free port; settings as SMELT_* fields. small: see `live_main`."""
+    """A server of `model` on a free port, its store in `tmp`; settings as SMELT_* fields. small: see `live_main`."""
     log = tmp / "server.log"
-    settings = {f"SMELT_{name.upper()}": value for name, value in environment.items()}
+    settings = {
+        f"SMELT_{name.upper()}": value for name, value in {"store": str(tmp / "store.db"), **environment}.items()
+    }
     env = {name: value for name, value in os.environ.items() if not name.startswith("SMELT_")} | settings
     with log.open("w") as stderr:
         process = subprocess.Popen(

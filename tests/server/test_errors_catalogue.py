@@ -235,8 +235,8 @@ def test_failures_below_keep_their_kind_and_their_secrets(
         ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "/docs", 404, "unknown_url"),
         ("GET", "/openapi.json", 404, "unknown_url"),
-        ("GET", "/v1/chat/completions", 405, "method_not_supported"),
-        ("DELETE", "/v1/models/fake", 405, "method_not_supported"),
+        ("PUT", "/v1/chat/completions", 405, "method_not_supported"),
+        ("PUT", "/v1/models/fake", 405, "method_not_supported"),
     ],
 )
 def test_routes_that_are_not_there(method: str, path: str, status: int, code: str, client: Any) -> None:

@@ -12,7 +12,9 @@ import yaml
 
 from smelt.server.chat_request import ChatBody
 from smelt.server.completions_request import CompletionBody
-from smelt.server.matrix import CHAT, COMPLETIONS, Row, markdown, paths
+from smelt.server.matrix import CHAT, COMPLETIONS, TABLES, Row, markdown, paths
+from smelt.server.queries import CompletionsQuery, ListQuery
+from smelt.server.stored import MetadataBody
 from tests.conftest import SHARED
 from tests.server.conftest import CHAT as CHAT_REQUEST
 from tests.server.conftest import COMPLETION as COMPLETION_REQUEST
@@ -22,8 +24,8 @@ from tests.server.spec_paths import field_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 BEYOND_OPENAI = {"messages[].annotations"}  # OpenAI's own answers carry it, and clients send it back
-TABLES = {"chat": (CHAT, CHAT_SAMPLES), "completions": (COMPLETIONS, COMPLETION_SAMPLES)}
-ROWS = [(endpoint, row) for endpoint, (rows, _) in TABLES.items() for row in rows]
+ENDPOINTS = {"chat": (CHAT, CHAT_SAMPLES), "completions": (COMPLETIONS, COMPLETION_SAMPLES)}
+ROWS = [(endpoint, row) for endpoint, (rows, _) in ENDPOINTS.items() for row in rows]
 
 
 def _id(case: Any) -> str:
@@ -36,24 +38,41 @@ def test_the_document_is_the_table() -> None:
 
 
 @cache
-def _openais_schemas() -> dict[str, Any]:
+def _openais_description() -> dict[str, Any]:
     description = SHARED / "reference/openai-openapi.yaml"
     if not description.is_file():
         pytest.skip("needs ../shared/reference/openai-openapi.yaml beside the repository")
-    return yaml.load(description.read_text(), Loader=yaml.CSafeLoader)["components"]["schemas"]
+    return yaml.load(description.read_text(), Loader=yaml.CSafeLoader)
 
 
 @pytest.mark.parametrize(
     ("schema", "rows"), [("CreateChatCompletionRequest", CHAT), ("CreateCompletionRequest", COMPLETIONS)]
 )
 def test_the_table_has_every_field_of_openais_description(schema: str, rows: tuple[Row, ...]) -> None:
-    schemas = _openais_schemas()
+    schemas = _openais_description()["components"]["schemas"]
     listed = paths(rows)
     assert len(listed) == len(set(listed))
     assert set(listed) - BEYOND_OPENAI == set(field_paths(schemas[schema], schemas))
 
 
-@pytest.mark.parametrize(("model", "rows"), [(ChatBody, CHAT), (CompletionBody, COMPLETIONS)])
+@pytest.mark.parametrize("title", [title for title in TABLES if title.startswith("GET")])
+def test_the_table_has_every_field_of_a_query_string(title: str) -> None:
+    method, path = title.split()
+    operation = _openais_description()["paths"][path.removeprefix("/v1")][method.lower()]
+    in_query = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "query"}
+    assert set(paths(TABLES[title])) == in_query
+
+
+_SCHEMAS = {
+    "POST /v1/chat/completions": ChatBody,
+    "GET /v1/chat/completions": CompletionsQuery,
+    "POST /v1/chat/completions/{completion_id}": MetadataBody,
+    "GET /v1/chat/completions/{completion_id}/messages": ListQuery,
+    "POST /v1/completions": CompletionBody,
+}
+
+
+@pytest.mark.parametrize(("model", "rows"), [(_SCHEMAS[title], rows) for title, rows in TABLES.items()])
 def test_the_servers_schema_has_what_the_table_does_not_refuse(model: Any, rows: tuple[Row, ...]) -> None:
     schema = model.model_json_schema()
     # OpenAI leaves the items of allowed_tools.tools open; here they have fields.
@@ -69,7 +88,7 @@ def _post(endpoint: str, fields: dict[str, Any], client: Any) -> Any:
 
 @pytest.mark.parametrize(("endpoint", "row"), ROWS, ids=_id)
 def test_each_row_behaves_as_it_says(endpoint: str, row: Row, client: Any) -> None:
-    fields = TABLES[endpoint][1][row.path]
+    fields = ENDPOINTS[endpoint][1][row.path]
     reply = _post(endpoint, fields, client)
     if row.status != "refused":
         assert reply.status_code == 200, reply.text

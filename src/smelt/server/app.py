@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from smelt import __version__
-from smelt.server import chat, completions, health, models
+from smelt.server import chat, completions, health, models, stored
 from smelt.server.errors import StatusError, unknown_route, wrong_method
 from smelt.server.middleware import HeaderLimits, KeyGuard, OriginGuard, Recorder
 from smelt.server.service import ServedModel, Service
@@ -25,7 +25,7 @@ def create_app(llm: ServedModel, settings: Settings) -> FastAPI:
         title="smelt", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state.service = service = Service(llm, settings)
-    for module in (chat, completions, models, health):
+    for module in (chat, stored, completions, models, health):
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _refuse_route)
     # The last one added is the outermost.

@@ -17,6 +17,7 @@ from smelt.server.chat_reply import ChatReply
 from smelt.server.chat_request import ChatBody
 from smelt.server.matrix import CHAT
 from smelt.server.service import Answering, Service, metered, service_of
+from smelt.server.stored import kept
 from smelt.server.validation import validate
 
 router = APIRouter()
@@ -32,6 +33,8 @@ async def create_chat_completion(request: Request) -> Response:
         reply = ChatReply(body, service.llm)
         events = service.llm.stream(prepared, n=body.n or 1, tenant=answering.record.tenant)
         events = metered(events, answering.record)
+        if body.store:
+            events = kept(events, reply, answering)
         if body.stream:
             return await answering.stream(events, reply.chunks)
         return JSONResponse(await answering.run(reply.whole(events)))

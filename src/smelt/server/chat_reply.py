@@ -10,11 +10,13 @@ from secrets import token_urlsafe
 from typing import Any
 
 from smelt.core.errors import EngineError
+from smelt.generate.completion import Event
 from smelt.generate.events import AnswerArguments, AnswerCall, AnswerEnd, AnswerText, AnswerUsage, TokenReport
 from smelt.server.chat_request import ChatBody
-from smelt.server.replies import logprob_entries, new_id, usage_body
+from smelt.server.replies import logprob_entries, usage_body
 from smelt.server.service import Events, ServedModel
 from smelt.server.streaming import event
+from smelt.store.ids import timed_id
 
 _CHUNK_WIDTH = 384  # bytes an obfuscated chunk is padded to a multiple of
 
@@ -34,44 +36,39 @@ class _Choice:
     finish_reason: str = ""
 
 
-class ChatReply:
-    """One reply: the ids and fields that all its parts share."""
+class Gathered:
+    """The events of one answer, collected until they make a completion object."""
 
-    def __init__(self, body: ChatBody, model: ServedModel) -> None:
-        self.body = body
-        self.num_choices = body.n or 1
-        self.with_logprobs = bool(body.logprobs)
-        self.fields = {
-            "id": new_id("chatcmpl"),
-            "created": int(time.time()),
-            "model": body.model,
-            "service_tier": "default",
-            "system_fingerprint": model.fingerprint,
-        }
+    def __init__(self, reply: ChatReply) -> None:
+        self._reply = reply
+        self._choices = [_Choice() for _ in range(reply.num_choices)]
+        self._usage: dict[str, Any] | None = None
 
-    async def whole(self, events: Events) -> dict[str, Any]:
-        """The completion object, once the answer is complete."""
-        choices = [_Choice() for _ in range(self.num_choices)]
-        usage = None
-        async for part in events:
-            if isinstance(part, AnswerText):
-                choices[part.choice].text.append(part.text)
-                choices[part.choice].reports.extend(part.reports)
-            elif isinstance(part, AnswerCall):
-                choices[part.choice].calls.append(_Call(part.id, part.name))
-            elif isinstance(part, AnswerArguments):
-                choices[part.choice].calls[part.call].arguments.append(part.text)
-            elif isinstance(part, AnswerEnd):
-                choices[part.choice].finish_reason = part.reason.value
-            elif isinstance(part, AnswerUsage):
-                usage = usage_body(part.usage)
-        if usage is None or not all(choice.finish_reason for choice in choices):
+    def add(self, part: Event) -> None:
+        """Take in the next event."""
+        if isinstance(part, AnswerText):
+            self._choices[part.choice].text.append(part.text)
+            self._choices[part.choice].reports.extend(part.reports)
+        elif isinstance(part, AnswerCall):
+            self._choices[part.choice].calls.append(_Call(part.id, part.name))
+        elif isinstance(part, AnswerArguments):
+            self._choices[part.choice].calls[part.call].arguments.append(part.text)
+        elif isinstance(part, AnswerEnd):
+            self._choices[part.choice].finish_reason = part.reason.value
+        elif isinstance(part, AnswerUsage):
+            self._usage = usage_body(part.usage)
+
+    def completion(self) -> dict[str, Any]:
+        """The completion object. Raises EngineError when the answer is not complete."""
+        if self._usage is None or not all(choice.finish_reason for choice in self._choices):
             raise EngineError("an answer ended without saying why")
+        body = self._reply.body
         return {
             "object": "chat.completion",
-            **self.fields,
-            "choices": [self._choice(i, choice) for i, choice in enumerate(choices)],
-            "usage": usage,
+            **self._reply.fields,
+            "choices": [self._choice(i, choice) for i, choice in enumerate(self._choices)],
+            "usage": self._usage,
+            **({} if body.metadata is None else {"metadata": body.metadata}),
         }
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
@@ -94,11 +91,40 @@ class ChatReply:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(choice.reports),
+            "logprobs": self._reply.logprobs(choice.reports),
             "finish_reason": choice.finish_reason,
         }
 
-    def _logprobs(self, reports: list[TokenReport] | tuple[TokenReport, ...]) -> dict[str, Any] | None:
+
+class ChatReply:
+    """One reply: the ids and fields that all its parts share."""
+
+    def __init__(self, body: ChatBody, model: ServedModel) -> None:
+        self.body = body
+        self.num_choices = body.n or 1
+        self.with_logprobs = bool(body.logprobs)
+        self.created_ns = time.time_ns()
+        self.fields = {
+            "id": timed_id("chatcmpl", self.created_ns),
+            "created": self.created_ns // 10**9,
+            "model": body.model,
+            "service_tier": "default",
+            "system_fingerprint": model.fingerprint,
+        }
+
+    async def whole(self, events: Events) -> dict[str, Any]:
+        """The completion object, once the answer is complete."""
+        answer = self.gather()
+        async for part in events:
+            answer.add(part)
+        return answer.completion()
+
+    def gather(self) -> Gathered:
+        """An empty answer, to be filled with its events."""
+        return Gathered(self)
+
+    def logprobs(self, reports: list[TokenReport] | tuple[TokenReport, ...]) -> dict[str, Any] | None:
+        """A choice's `logprobs`; None unless they were asked for."""
         return {"content": logprob_entries(reports), "refusal": None} if self.with_logprobs else None
 
     async def chunks(self, events: Events) -> AsyncGenerator[bytes, None]:
@@ -128,7 +154,7 @@ class ChatReply:
             if not part.text and not part.reports:
                 return None
             choice = self._choice_delta(part.choice, {"content": part.text})
-            choice["logprobs"] = self._logprobs(part.reports)
+            choice["logprobs"] = self.logprobs(part.reports)
         elif isinstance(part, AnswerCall):
             choice = self._choice_delta(part.choice, {"tool_calls": [_call_delta(part)]})
         elif isinstance(part, AnswerArguments):

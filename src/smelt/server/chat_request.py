@@ -10,10 +10,13 @@ from smelt.core.errors import InvalidRequestError
 from smelt.core.messages import ResponseFormat, Tool, ToolChoice
 from smelt.core.sampler import ChatRequest
 from smelt.server.errors import shown
+from smelt.server.matrix import UNSUPPORTED_VALUE
 from smelt.server.messages import MAX_NAME_LEN, MessageBody, ToolName, conversation
+from smelt.server.queries import Metadata
 from smelt.server.sampling import SamplingBody
 from smelt.server.settings import Settings
 from smelt.server.validation import OBJECT, STRING, Body, by_kind, too_many
+from smelt.store.location import NOWHERE
 
 MAX_TOOLS = 128
 MAX_DESCRIPTION_LEN = 2**20
@@ -121,6 +124,7 @@ class ChatBody(SamplingBody):
     tool_choice: ToolChoiceBody | None = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
+    metadata: Metadata | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     safety_identifier: Annotated[str, Field(max_length=MAX_NAME_LEN)] | None = None
@@ -154,6 +158,16 @@ class ChatBody(SamplingBody):
             )
         if self.parallel_tool_calls is not None and not self.tools:
             raise _needs_tools("parallel_tool_calls")
+        if self.metadata is not None and not self.store:
+            raise InvalidRequestError(
+                "The 'metadata' parameter is only allowed when 'store' is enabled.", param="metadata"
+            )
+        if self.store and settings.store == NOWHERE:
+            raise InvalidRequestError(
+                "Unsupported value: 'store' does not support true with this server, which runs with --store none.",
+                param="store",
+                code=UNSUPPORTED_VALUE,
+            )
 
     def question(self) -> ChatRequest:
         """The request in core's words. Raises InvalidRequestError where its fields contradict each other."""

@@ -19,6 +19,7 @@ from smelt.core.errors import (
     OverloadedError,
     PayloadTooLargeError,
     SmeltError,
+    StoreError,
     UserError,
 )
 
@@ -76,6 +77,8 @@ def status_of(error: Exception) -> int:
     """The HTTP status of any exception."""
     if isinstance(error, StatusError):
         return error.status
+    if isinstance(error, StoreError):
+        return 503
     for kind in type(error).__mro__:
         if kind in STATUSES:
             return STATUSES[kind]
@@ -89,6 +92,9 @@ def envelope(error: Exception) -> dict[str, Any]:
         kind = "requests" if status == 429 else "invalid_request_error"
         code = error.code or ("rate_limit_exceeded" if status == 429 else None)
         fields = {"message": error.message, "type": kind, "param": error.param, "code": code}
+    elif isinstance(error, StoreError):
+        text = "Stored objects cannot be reached at the moment. Other requests are not affected."
+        fields = {"message": text, "type": "server_error", "param": None, "code": "store_unavailable"}
     else:
         text = "The server had an error while processing your request. The next request is not affected."
         code = "engine_error" if isinstance(error, EngineError) else "internal_error"

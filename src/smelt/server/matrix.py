@@ -1,4 +1,4 @@
-"""Every field of OpenAI's chat and completion requests, and what this server does with it. One table.
+"""Every field of OpenAI's chat and completion requests, and what this server does with it, in one place.
 
 Three things follow from it: refusals (`refusals.py` reads it for each request), docs/api-matrix.md (`python -m
 smelt.server.matrix` writes it) and a test that compares it with OpenAI's own description.
@@ -36,6 +36,8 @@ class Row:
 def _refused(path: str, note: str, hint: str = "", children: str = "") -> Row:
     return Row(path, "refused", note, hint=hint, children=tuple(children.split()))
 
+
+_METADATA = "16 pairs, keys up to 64 characters, values up to 512"
 
 CHAT: tuple[Row, ...] = (
     Row("model", note="the served model or one of its aliases; anything else is 404 model_not_found"),
@@ -118,8 +120,8 @@ CHAT: tuple[Row, ...] = (
     Row("parallel_tool_calls", note="false: at most one call"),
     _refused("functions", "deprecated by OpenAI", "Use 'tools' instead.", "[].description [].name [].parameters"),
     _refused("function_call", "deprecated by OpenAI", "Use 'tool_choice' instead.", "name"),
-    Row("store", "accepted", "nothing is stored", only=(False,)),
-    _refused("metadata", "belongs to stored completions", "It belongs to 'store'."),
+    Row("store", note="true: kept once the answer is complete; refused where nothing is kept (--store none)"),
+    Row("metadata", note=f"with store; {_METADATA}"),
     Row("service_tier", "accepted", "there is one tier", only=("auto", "default")),
     Row("modalities", "accepted", "answers are text", only=(["text"],)),
     Row("user", "accepted", "an identifier; changes no answer"),
@@ -178,7 +180,26 @@ COMPLETIONS: tuple[Row, ...] = (
     Row("user", "accepted", "an identifier; changes no answer"),
 )
 
-TABLES = {"POST /v1/chat/completions": CHAT, "POST /v1/completions": COMPLETIONS}
+_LIST = (
+    Row("after", note="an id of the list, or of an object that was in it; another is 404"),
+    Row("limit", note="1 to 100, 20 unless given; has_more may be true of a shorter page (16 MiB of text)"),
+    Row("order", note="asc (oldest first) unless given, or desc"),
+)
+LIST_COMPLETIONS: tuple[Row, ...] = (
+    Row("model", note="the name that was asked for"),
+    Row("metadata", note="`metadata[key]=value`, all of which must match"),
+    *_LIST,
+)
+LIST_MESSAGES: tuple[Row, ...] = _LIST
+UPDATE_COMPLETION: tuple[Row, ...] = (Row("metadata", note=f"replaces all of it; null: none; {_METADATA}"),)
+
+TABLES = {
+    "POST /v1/chat/completions": CHAT,
+    "GET /v1/chat/completions": LIST_COMPLETIONS,
+    "POST /v1/chat/completions/{completion_id}": UPDATE_COMPLETION,
+    "GET /v1/chat/completions/{completion_id}/messages": LIST_MESSAGES,
+    "POST /v1/completions": COMPLETIONS,
+}
 
 
 def paths(rows: tuple[Row, ...]) -> list[str]:
@@ -196,9 +217,9 @@ def markdown() -> str:
     lines = [
         "# API matrix",
         "",
-        "Every field of OpenAI's request descriptions. *done*: has its effect. *accepted*: its meaning already holds",
-        "here. *refused*: HTTP 400 with the code shown. A field that is not listed is refused with",
-        "`unknown_parameter`. null means the same as leaving an optional field out.",
+        "Every field of OpenAI's request descriptions, in bodies and in query strings. *done*: has its effect.",
+        "*accepted*: its meaning already holds here. *refused*: HTTP 400 with the code shown. A field that is not",
+        "listed is refused with `unknown_parameter`. null means the same as leaving an optional field out.",
         "",
         "Written by `python -m smelt.server.matrix`; tests/server/test_matrix.py keeps it true.",
     ]

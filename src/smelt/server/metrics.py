@@ -83,6 +83,7 @@ class Metrics:
             "smelt_first_event_seconds", "Time to the first part of an answer", buckets=_SECONDS, registry=self.registry
         )
         self.tokens = Counter("smelt_tokens", "Tokens of finished requests", ("kind",), registry=self.registry)
+        self.stored = Counter("smelt_stored_answers", "Answers to be stored", ("outcome",), registry=self.registry)
         self.admitted = Gauge("smelt_requests_admitted", "Requests in the house", registry=self.registry)
 
     def note(self, record: Record, scope: Scope) -> None:

@@ -175,7 +175,7 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
 def _preflight(origin: str) -> list[tuple[bytes, bytes]]:
     return [
         *_cors(origin),
-        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
         (b"access-control-allow-headers", b"authorization, content-type, x-stainless-*, openai-*"),
         (b"access-control-max-age", b"600"),
     ]

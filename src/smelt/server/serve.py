@@ -85,7 +85,10 @@ def run(settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable
         names = app.state.service.names
         ready = Ready(base_url=f"{bound.url}/v1", model=llm, names=names, needs_key=bool(settings.api_keys))
         server = _Server(_uvicorn_config(app, bound), lambda: on_ready(ready))
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
+        with (
+            contextlib.closing(app.state.service.storage),
+            contextlib.suppress(KeyboardInterrupt),
+        ):  # uvicorn raises the signal again when it has shut down
             server.run(sockets=[listener])
 
 

@@ -21,6 +21,7 @@ from smelt.server.errors import shown, timeout_error
 from smelt.server.metrics import Metrics
 from smelt.server.record import Record, record_of
 from smelt.server.settings import ANY_MODEL, Settings
+from smelt.server.storage import Storage
 from smelt.server.streaming import EventStream, while_connected
 
 T = TypeVar("T")
@@ -102,12 +103,13 @@ class ServedModel(Protocol):
 
 
 class Service:
-    """One model, its settings and its counters; lives in `app.state.service`."""
+    """One model, its settings, its store and its counters; lives in `app.state.service`."""
 
     def __init__(self, llm: ServedModel, settings: Settings) -> None:
         self.llm = llm
         self.settings = settings
         self.metrics = Metrics(llm)
+        self.storage = Storage(settings, self.metrics)
         self.bytes_per_token = _longest_token_len(llm.tokenizer)
         self.num_admitted = 0
         self.num_buffered_bytes = 0
@@ -121,9 +123,7 @@ class Service:
         """The model of this name. Raises NotFoundError."""
         if name in self.names or ANY_MODEL in self.settings.aliases:
             return self.llm
-        raise NotFoundError(
-            f"The model `{shown(name)}` does not exist or you do not have access to it.", code="model_not_found"
-        )
+        raise no_such_model(name)
 
     def check_length(self, texts: Iterable[str], noun: str, also: str = "") -> None:
         """Refuse, before any tokenizing, a prompt that cannot fit: tokenizing 2 MB takes seconds and 350 MB.
@@ -179,6 +179,13 @@ def _longest_token_len(vocabulary: Vocabulary) -> int:
     return max(len(vocabulary.token_bytes(i)) for i in range(vocabulary.vocab_size) if i not in controls)
 
 
+def no_such_model(name: str) -> NotFoundError:
+    """404, in OpenAI's words."""
+    return NotFoundError(
+        f"The model `{shown(name)}` does not exist or you do not have access to it.", code="model_not_found"
+    )
+
+
 def service_of(request: Request) -> Service:
     """The application's service."""
     service: Service = request.app.state.service
@@ -204,6 +211,11 @@ class Answering:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline_s - asyncio.get_running_loop().time()
 
     async def read(self, prepare: Callable[[dict[str, Any]], T]) -> T:
         """The body, parsed and prepared in a thread."""

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from smelt.store.location import default_path, locate
+
 Names = Annotated[tuple[str, ...], NoDecode]
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 ANY_MODEL = "*"
@@ -31,7 +33,9 @@ class Settings(BaseSettings):
     "*" is every name. context_len, max_output_len: lower limits than the model's own, in tokens; kv_mib: memory for
     keys and values; 0 leaves each to `generate.options`. max_running: answers computed at a time. allowed_hosts,
     allowed_origins: Host and Origin values accepted beside the loopback ones ("*": any). max_requests: admitted at
-    once, running and waiting; the next one gets 429. max_buffered_bytes: all bodies being read or parsed together.
+    once, running and waiting; the next one gets 429. store: a file, a database URL, or "none"; store_max_mib: what a
+    file may grow to; store_days: how long an answer is kept; 0 of either: no limit. max_buffered_bytes: all bodies
+    being read or parsed together.
     All `_bytes`, `_s` and `max_` fields are upper limits.
     """
 
@@ -46,6 +50,9 @@ class Settings(BaseSettings):
     max_output_len: int = Field(default=0, ge=0)
     kv_mib: int = Field(default=0, ge=0)
     max_running: int = Field(default=16, ge=1, le=256)
+    store: str = Field(default_factory=lambda: str(default_path()))
+    store_max_mib: int = Field(default=1024, ge=0)
+    store_days: int = Field(default=0, ge=0)
     api_keys: Keys = ()
     aliases: Names = ("gpt-4o-mini", "gpt-4o-mini-2024-07-18")
     allowed_hosts: Names = ()
@@ -71,6 +78,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("store")
+    @classmethod
+    def _usable_store(cls, store: str) -> str:
+        locate(store)
+        return store
 
     @field_validator("api_keys")
     @classmethod

@@ -144,7 +144,19 @@ def _translated(error: ErrorDetails, body: Any) -> InvalidRequestError:
         return _out_of_range(path, "above", "<=", context["le"], found)
     if kind == "greater_than_equal":
         return _out_of_range(path, "below", ">=", context["ge"], found)
+    if kind == "string_too_long" and len(error["loc"]) > 1 and error["loc"][-2:] == (found, "[key]"):
+        return _long_name(path, found, context["max_length"])
     return _of_length(kind, path, found, context) or _of_value(kind, path, found, context)
+
+
+def _long_name(path: str, name: str, limit: int) -> InvalidRequestError:
+    path = path.removesuffix(f".{name}")
+    return InvalidRequestError(
+        f"Invalid property name in '{path}': '{shown(name)}' is too long. Expected a string with maximum length "
+        f"{limit}, but got a string with length {len(name)} instead.",
+        param=path,
+        code="property_name_above_max_length",
+    )
 
 
 def _of_length(kind: str, path: str, found: Any, context: dict[str, Any]) -> InvalidRequestError | None:
