@@ -12,6 +12,7 @@ SmeltError
 ├── CheckpointError           a model folder cannot be used; the message says what was sought and found
 │   └── UnsupportedError      the folder is sound but asks for something smelt does not do; names it
 ├── StoreError                the database cannot be read or written; the message says why          (HTTP 503)
+├── TrainingError             a run cannot go on (a loss that is no number); its last checkpoint is kept
 └── EngineError               our own failure while answering; the request ends, the engine goes on  (HTTP 500)
 
 A message says what was sought, what was found, what would be right. It never carries a path of the
@@ -80,6 +81,10 @@ class StoreError(SmeltError):
     def __init__(self, message: str, *, reason: str = "failed") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TrainingError(SmeltError):
+    """A training run cannot go on; the message says where it stopped, and its last checkpoint is kept."""
 
 
 class EngineError(SmeltError):
