@@ -9,6 +9,7 @@ SmeltError
 │   ├── NotFoundError         no such model or object                                          (HTTP 404)
 │   ├── PayloadTooLargeError  a body, header or text beyond its limit                          (HTTP 413)
 │   └── OverloadedError       the queue is full; try again later                               (HTTP 429)
+├── DataError                 training data cannot be used, or the process that prepares it died
 ├── CheckpointError           a model folder cannot be used; the message says what was sought and found
 │   └── UnsupportedError      the folder is sound but asks for something smelt does not do; names it
 ├── StoreError                the database cannot be read or written; the message says why          (HTTP 503)
@@ -65,6 +66,10 @@ class PayloadTooLargeError(UserError):
 
 class OverloadedError(UserError):
     """The queue is full; the same request may pass later."""
+
+
+class DataError(SmeltError):
+    """Training data cannot be used, or the process that prepares it died."""
 
 
 class CheckpointError(SmeltError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,10 +27,11 @@ ExampleAt = Callable[[int], Example]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One conversation as ids; loss_mask[i] is 1 where token i is the assistant's."""
+    """One conversation as ids; loss_mask[i] is 1 where token i is the assistant's, privileges[i] says whose it is."""
 
     ids: list[int]
     loss_mask: bytes
+    privileges: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Batch:
 def encode(renderer: HouseRenderer, example: Example) -> Encoded:
     """The conversation through the one template there is."""
     rendered = renderer.render(example.messages, tools=example.tools, response_format=example.response_format)
-    return Encoded(rendered.ids, rendered.loss_mask)
+    return Encoded(rendered.ids, rendered.loss_mask, rendered.privileges)
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, multiple: int = 16) -> Batch:
@@ -102,17 +103,27 @@ class BatchStream:
         return batches
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Example i of a stream: with probability `share` a record of one of `sources`, else one of the mixture's."""
+
+    mixture: Mixture
+    seed: int
+    sources: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    share: float = 0.0
+
+    def __call__(self, index: int) -> Example:
+        """The same example for the same index, always."""
+        rng = random.Random(f"source/{self.seed}/{index}")
+        names = sorted(name for name, records in self.sources.items() if records)
+        if names and rng.random() < self.share:
+            records = self.sources[names[rng.randrange(len(names))]]
+            return records[rng.randrange(len(records))]
+        return self.mixture.example(self.seed, index)
+
+
 def mixed(
     mixture: Mixture, seed: int, sources: Mapping[str, Sequence[Example]] | None = None, share: float = 0.0
 ) -> ExampleAt:
-    """Example i of a stream: with probability `share` a record of one of `sources`, else a generated one."""
-    names = sorted(name for name in sources or {} if (sources or {})[name])
-
-    def example_at(index: int) -> Example:
-        rng = random.Random(f"source/{seed}/{index}")
-        if names and sources is not None and rng.random() < share:
-            records = sources[names[rng.randrange(len(names))]]
-            return records[rng.randrange(len(records))]
-        return mixture.example(seed, index)
-
-    return example_at
+    """`Mixed` of public records and generated examples."""
+    return Mixed(mixture=mixture, seed=seed, sources=sources or {}, share=share)
