@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from smelt.chat.house import HouseRenderer
+from smelt.chat.renderer import Renderer
 from smelt.data.example import Example
 from smelt.data.tasks.mixture import Mixture
 
@@ -53,8 +54,13 @@ class Batch:
         """Targets that count."""
         return int((self.targets >= 0).sum())
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding, where `segment_ids` tell them apart; else all places."""
+        return self.inputs.size if self.segment_ids is None else int((self.segment_ids >= 0).sum())
 
-def encode(renderer: HouseRenderer, example: Example) -> Encoded:
+
+def encode(renderer: Renderer, example: Example) -> Encoded:
     """The conversation through the one template there is."""
     rendered = renderer.render(example.messages, tools=example.tools, response_format=example.response_format)
     return Encoded(rendered.ids, rendered.loss_mask, rendered.privileges)
