@@ -7,16 +7,16 @@ import json
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.spark_config import SparkConfig
-from recipes.spark_data import available, bfcl_cases, held_out_cases, public_cases, source_hash
+from recipes.spark_data import available, source_hash
+from smelt.cli.suites import ABOUT, FAMILIES, GRADERS, held_out_cases, long_cases
 from smelt.data import text
-from smelt.evals.cases import Case
+from smelt.evals.cases import Question
+from smelt.evals.suite import sample
 from smelt.train.lineage import chained
 
 if TYPE_CHECKING:
@@ -40,15 +40,7 @@ _CANNOT = [
     "it is no safeguard against hostile instructions in texts it reads",
 ]
 _SUITES = {
-    "tool_known": "tools of the training catalogue, asked for in held-out phrasings with held-out values",
-    "tool_unseen": "tools never trained on, names, descriptions and phrasings included",
-    "no_tool": "no offered tool fits; right is an answer without a call",
-    "tool_result": "the answer to a tool's result holds every name and value of it",
-    "extract": "half held-out kinds of record, half held-out phrasings of known ones",
-    "extract_free": "labelled lines over random fields",
-    "classify": "one of 2 to 5 labels for a customer's message, held-out phrasings",
-    "service": "the reply to a held-out message names the right next step and repeats the order, name or product",
-    "facts": "a question in held-out words about one of 2 to 5 facts in the system prompt",
+    **ABOUT,
     "long_*": "one to three facts somewhere in a text of that many characters, English",
     "snips_*, sgd_*, clinc150_*, banking77_*, crosswoz_*": "test parts of public sets whose train parts were learned: "
     "calls among 1 to 5 tools, or JSON, exact",
@@ -143,47 +135,33 @@ def lineage(
 
 
 def evaluate(config: SparkConfig, folder: Path, data: Path | None) -> dict[str, Any]:
-    """Held-out accuracy of `folder`, beside random weights of the same shape under the same grammar."""
-    cases = held_out_cases(config.cases_per_language, config.long_cases)
-    bfcl = bfcl_cases(data, None if config.cases_per_language > 10 else 2)
-    public = public_cases(data, 3 * config.cases_per_language)
-    found = {"spark": score(folder, [*cases, *public, *bfcl])}
-    with tempfile.TemporaryDirectory() as scratch:
-        control = Path(scratch) / "control"
-        random_weights(folder, control)
-        few = held_out_cases(max(1, config.cases_per_language // 5), 0)
-        found["random_weights_same_grammar"] = score(control, few)
+    """Held-out accuracy of `folder`, beside random weights of the same shape under the same grammar.
+
+    Answers are kept beside the folder, so that a run that was stopped goes on.
+    """
+    from smelt.cli.evaluate import EvalOptions, asked_rows, opened, random_model
+    from smelt.evals.suite import summary
+
+    options = EvalOptions(model=str(folder), results=folder.parent / "answers")
+    with opened(str(folder), options) as sampler:
+        found = {"spark": summary(asked_rows(sampler, _asked(config, data), options))}
+    with random_model(options) as sampler:
+        few = [one for suite in GRADERS for one in held_out_cases(suite, max(1, config.cases_per_language // 5))]
+        found["random_weights_same_grammar"] = summary(asked_rows(sampler, few, options))
     return found
 
 
-def score(folder: Path, cases: Sequence[Case]) -> dict[str, Any]:
-    """Suite results of a model folder through the native core and its grammar."""
-    from smelt.evals.suite import run, summary
-    from smelt.generate.llm import LLM
-
-    llm = LLM.load(folder)
-    began = time.monotonic()
-
-    def progress(count: int) -> None:
-        if count % 200 == 0:
-            rate = count / (time.monotonic() - began)
-            print(f"  {count} of {len(cases)} answers, {(len(cases) - count) / rate:.0f} s left", flush=True)
-
-    try:
-        return summary(run(llm, cases, workers=8, progress=progress))
-    finally:
-        llm.close()
-
-
-def random_weights(folder: Path, control: Path) -> None:
-    """A folder of the same shape and tokenizer, never trained."""
-    from smelt.checkpoint import open_checkpoint, save_checkpoint
-    from smelt.model.decoder import Decoder
-
-    model = Decoder(open_checkpoint(folder).config)
-    model.init_weights(1)
-    files = {path.name: path.read_bytes() for path in folder.glob("tokenizer*.json")}
-    save_checkpoint(control, model.config, model.tensors(), dtype="BF16", files=files)
+def _asked(config: SparkConfig, data: Path | None) -> list[Question]:
+    """Generated questions, long ones, the public sets' test parts and BFCL, as far as their files are there."""
+    asked: list[Question] = [one for suite in GRADERS for one in held_out_cases(suite, config.cases_per_language)]
+    asked += long_cases(config.long_cases) if config.long_cases else []
+    public = {source.name for source in available(data)} | {"bfcl"}
+    for family in FAMILIES:
+        if data is not None and family.name in public and family.available(data):
+            made = family.make(data)
+            limit = None if family.name == "bfcl" and config.cases_per_language > 10 else 3 * config.cases_per_language
+            asked += [one for name in family.suites for one in sample([q for q in made if q.suite == name], limit)]
+    return asked
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -1,25 +1,19 @@
-"""What spark learns from: mixtures by stage, public sets beside them, its tokenizer's corpus, held-out questions."""
+"""What spark learns from: mixtures by stage, public sets beside them, its tokenizer's corpus."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
 from smelt.chat.signatures import schema_signature, tool_signatures
-from smelt.core.sampler import ChatRequest
-from smelt.core.sampling import SamplingParams
 from smelt.data.batches import BatchStream, mixed
 from smelt.data.example import Example
 from smelt.data.sources import SOURCES, Source
-from smelt.data.tasks.catalog import LANGUAGES
-from smelt.data.tasks.mixture import HELD_OUT, Mixture, held_out, held_out_long
+from smelt.data.tasks.mixture import Mixture
 from smelt.data.text import Pools, read_pools
-from smelt.evals import bfcl
-from smelt.evals.cases import Case, Grader
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.train.loop import Stage
 
@@ -35,17 +29,6 @@ FINAL = Mixture(weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
 SOURCE_SHARE = 0.15
 # With 1 the choice between calling and saying that no tool fits was not learned in 18 M tokens; with 5 it was.
 DECISION_WEIGHT = 5.0
-GRADERS: dict[str, Grader] = {
-    "tool_known": "call",
-    "tool_unseen": "call",
-    "no_tool": "no_call",
-    "tool_result": "phrases",
-    "extract": "json",
-    "extract_free": "json",
-    "classify": "json",
-    "service": "phrases",
-    "facts": "phrases",
-}
 
 
 def texts(examples: Iterator[Example]) -> Iterator[str]:
@@ -112,63 +95,6 @@ def make_stages(
         Stage(name="main", stream=stream(MAIN, 12, 512, SOURCE_SHARE)),
         Stage(name="final", stream=stream(FINAL, 13, 3072, SOURCE_SHARE), at_decay=True),
     ]
-
-
-def as_case(example: Example, grader: Grader, suite: str) -> Case:
-    """A held-out example as a question under greedy decoding."""
-    request = ChatRequest(
-        messages=example.prompt,
-        tools=example.tools,
-        response_format=example.response_format,
-        parallel_tool_calls=False,
-        params=SamplingParams(temperature=0.0, max_tokens=192),
-    )
-    return Case(
-        suite=suite,
-        language=example.language,
-        grader=grader,
-        request=request,
-        answer=example.answer,
-        phrases=example.phrases,
-    )
-
-
-def held_out_cases(per_language: int, long_per_size: int) -> list[Case]:
-    """Every held-out suite in every language, and long texts by length."""
-    found = []
-    for suite in HELD_OUT:
-        for language in LANGUAGES:
-            examples = held_out(suite, language, per_language)
-            found += [as_case(example, GRADERS[suite], suite) for example in examples]
-    for num_chars in (1500, 3000, 6000, 12000) if long_per_size else ():
-        for example in held_out_long("en", num_chars, long_per_size):
-            by_schema = example.response_format.kind != "text"
-            found.append(as_case(example, "json" if by_schema else "phrases", f"long_{num_chars}_chars"))
-    return found
-
-
-def bfcl_cases(data: Path | None, limit: int | None = None) -> list[Case]:
-    """BFCL's simple, multiple and irrelevance questions where the files are there; never trained on."""
-    folder = None if data is None else data / "eval" / "bfcl"
-    if folder is None or not folder.is_dir():
-        return []
-    params = SamplingParams(temperature=0.0, max_tokens=192)
-    categories = ("simple_python", "multiple", "irrelevance")
-    return [case for category in categories for case in bfcl.cases(folder, category, params, limit)]
-
-
-def public_cases(data: Path | None, limit: int) -> list[Case]:
-    """`limit` questions from the test part of every public set there is, none with a text of the train part."""
-    found = []
-    for source in available(data):
-        if data is None or (source.test_file and not (data / source.test_file).is_file()):
-            continue
-        learned = {example.messages[0].text for example in source.examples(data, 0)}
-        examples = [example for example in source.examples(data, 0, "test") if example.messages[0].text not in learned]
-        for example in random.Random(0).sample(examples, k=min(limit, len(examples))):
-            calls = bool(example.answer.tool_calls)
-            found.append(as_case(example, "call" if calls else "json", f"{source.name}_{'call' if calls else 'json'}"))
-    return found
 
 
 def source_hash(files: Sequence[Path]) -> str:

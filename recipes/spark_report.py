@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from smelt.evals import table as results
+
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "src/smelt/shipped/spark/card.json"
 HEADLINES = {
@@ -28,29 +30,10 @@ HEADLINES = {
 }
 
 
-def _share(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    exact = row["exact"]
-    low, high = exact["interval95"]
-    text = f"{exact['value']:.0%} ({low * 100:.0f}-{high * 100:.0f})"
-    if "tool_choice" in row:
-        text += f", right tool {row['tool_choice']['value']:.0%}"
-    if row.get("field_f1", exact["value"]) != exact["value"]:
-        text += f", field F1 {row['field_f1']:.2f}"
-    return text + (f", {row['not_asked']} did not fit the context" if row.get("not_asked") else "")
-
-
 def table(card: dict[str, Any], names: dict[str, str]) -> str:
     """A Markdown table of suites: exact share with its 95 % interval, n, and the random-weights control."""
     scores, control = card["scores"]["spark"], card["scores"]["random_weights_same_grammar"]
-    lines = ["| what | exact (95 % interval) | n | random weights |", "|---|---|---|---|"]
-    for suite, words in names.items():
-        if suite in scores:
-            chance = f"{control[suite]['all']['exact']['value']:.0%}" if suite in control else ""
-            row = scores[suite]["all"]
-            lines.append(f"| {words} | {_share(row)} | {row['exact']['n']} | {chance} |")
-    return "\n".join(lines)
+    return results.table(scores, control=control, names=names)
 
 
 def rewritten(page: str, text: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jsonschema
 import pytest
 
-from recipes.spark_data import GRADERS, as_case
+from smelt.cli.suites import GRADERS, as_case
 from smelt.core.messages import Message, TextPart
 from smelt.data.example import Example
 from smelt.data.tasks import catalog, values

@@ -20,8 +20,11 @@ class Echo:
     """Answers with the last message; refuses "refuse"."""
 
     name: str = "echo"
+    fingerprint: str = "1"
+    asked: int = 0
 
     def chat(self, request: ChatRequest) -> ChatAnswer:
+        self.asked += 1
         text = request.messages[-1].text
         if text == "refuse":
             raise InvalidRequestError("no")
@@ -35,10 +38,10 @@ def case(text: str, language: str, wanted: str) -> Case:
 
 def test_rows_keep_their_order_and_groups_add_up() -> None:
     cases = [case(f"t{i}", "en" if i % 2 else "de", f"t{i}" if i % 4 else "other") for i in range(40)]
-    seen: list[int] = []
-    rows = run(Echo(), cases, workers=4, progress=seen.append)
-    assert [row.case for row in rows] == cases
-    assert seen == list(range(1, 41))
+    seen: list[tuple[int, int]] = []
+    rows = run(Echo(), cases, workers=4, progress=lambda *counts: seen.append(counts))
+    assert [row.question for row in rows] == cases
+    assert seen == [(i, i) for i in range(1, 41)]
     found = summary(rows)["echo"]
     assert found["en"]["exact"]["value"] == 1.0
     assert found["de"]["exact"]["value"] == 0.5

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.spark_data import GRADERS, as_case
 from smelt.checkpoint import open_checkpoint
+from smelt.cli.suites import GRADERS, as_case
 from smelt.data.tasks.mixture import held_out
 from smelt.evals.suite import run
 from smelt.generate.llm import LLM

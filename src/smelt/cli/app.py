@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from smelt.cli.evaluate import EvalOptions
+from smelt.cli.options import takes
+
 app = typer.Typer(
     name="smelt",
     help="The GPT-4o mini you own: serve, use and measure a small language model.",
@@ -112,6 +115,15 @@ def bench(
     from smelt.cli.bench import bench_command
 
     bench_command(model=model, weights=weights, threads=threads, rounds=rounds, as_json=as_json)
+
+
+@app.command(name="eval")
+@takes(EvalOptions)
+def evaluate(options: EvalOptions) -> None:
+    """Score a model: bits per byte, skills, public benchmarks, each with its interval. Asking again is a resume."""
+    from smelt.cli.evaluate import evaluate_command
+
+    evaluate_command(options)
 
 
 @app.command()

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from smelt.core.errors import EngineError, InvalidRequestError
+from smelt.core.errors import (
+    AuthenticationError,
+    EngineError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    UserError,
+)
 from smelt.core.messages import Message, ToolCall, ToolChoice
-from smelt.core.sampler import ChatAnswer, ChatRequest
+from smelt.core.sampler import ChatAnswer, ChatRequest, ScoreRequest, TextScore
 from smelt.core.sampling import FinishReason, Usage
 
 if TYPE_CHECKING:
     import httpx
+
+_REFUSALS: dict[int, type[UserError]] = {
+    401: AuthenticationError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    429: OverloadedError,
+}
+_PASSING = frozenset({408, 429, 502, 503, 504})  # worth trying again
+_RETRY_WAITS_S = (1.0, 4.0, 15.0)
 
 
 class HTTPSampler:
@@ -24,34 +43,132 @@ class HTTPSampler:
         api_key: str = "none",
         timeout_s: float = 120.0,
         client: httpx.Client | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         import httpx
 
         self._client = client or httpx.Client(timeout=timeout_s)
         self._url, self._model, self._api_key = base_url.rstrip("/"), model, api_key
+        self._sleep = sleep
+        self._fingerprint: str | None = None
 
     @property
     def name(self) -> str:
         """The model's name at the URL."""
         return self._model
 
+    @property
+    def fingerprint(self) -> str:
+        """The URL and the name; for a smelt server also when its model's folder was written.
+
+        Others give no dependable sign that the model behind a name has changed.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = f"{self._url} {self._model}{self._made()}"
+        return self._fingerprint
+
     def chat(self, request: ChatRequest) -> ChatAnswer:
-        """One request. A 4xx raises InvalidRequestError, anything else that fails EngineError."""
+        """One request. Raises the UserError that the status says, EngineError for anything else that fails.
+
+        What may pass (busy, no connection) is tried four times over 20 seconds.
+        """
+        return answer_of(self._post("chat/completions", request_body(request, self._model)))
+
+    def score(self, request: ScoreRequest) -> TextScore:
+        """Over /completions with echo and logprobs, as lm-evaluation-harness asks for them.
+
+        Context and text travel as one string, so a token over the boundary counts wholly as the text's. One token is
+        drawn and thrown away, since many servers refuse to draw none. Raises InvalidRequestError where the server
+        gives no log-probabilities of a prompt.
+        """
+        if not request.text:
+            raise InvalidRequestError("The text to score is empty; expected at least one character.", param="text")
+        body = {
+            "model": self._model,
+            "prompt": request.context + request.text,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "echo": True,
+        }
+        return score_of(self._post("completions", body), request)
+
+    def _made(self) -> str:
+        try:
+            listed = self._request("GET", f"models/{self._model}", None)
+        except (UserError, EngineError):
+            return ""
+        ours = isinstance(listed, dict) and listed.get("owned_by") == "smelt"
+        return f" {listed.get('created')}" if ours else ""
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        for wait_s in (*_RETRY_WAITS_S, None):
+            try:
+                return self._request("POST", path, body)
+            except (OverloadedError, _PassingError):
+                if wait_s is None:
+                    raise
+                self._sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         import httpx
 
+        headers = {"Authorization": f"Bearer {self._api_key}"}
         try:
-            response = self._client.post(
-                f"{self._url}/chat/completions",
-                json=request_body(request, self._model),
-                headers={"Authorization": f"Bearer {self._api_key}"},
-            )
+            response = self._client.request(method, f"{self._url}/{path}", json=body, headers=headers)
         except httpx.HTTPError as error:
-            raise EngineError(f"no answer from the server: {type(error).__name__}") from error
-        if 400 <= response.status_code < 500:
-            raise InvalidRequestError(f"refused with {response.status_code}: {response.text[:300]}")
-        if response.status_code != 200:
-            raise EngineError(f"the server failed with {response.status_code}")
-        return answer_of(response.json())
+            raise _PassingError(f"no answer from the server: {type(error).__name__}") from error
+        status = response.status_code
+        if 400 <= status < 500 and status != 408:
+            raise _REFUSALS.get(status, InvalidRequestError)(f"refused with {status}: {response.text[:300]}")
+        if status != 200:
+            kind = _PassingError if status in _PASSING else EngineError
+            raise kind(f"the server failed with {status}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise EngineError("the server's answer is no JSON") from error
+
+
+class _PassingError(EngineError):
+    """A failure that may pass."""
+
+
+def score_of(body: Any, request: ScoreRequest) -> TextScore:
+    """The text's share of an echoed prompt's log-probabilities; raises where there are none.
+
+    A begin token that the server shows in front of the prompt is skipped.
+    """
+    try:
+        choice, usage = body["choices"][0], body.get("usage") or {}
+        lists = choice["logprobs"]
+        names, logprobs, offsets = lists["tokens"], lists["token_logprobs"], list(lists["text_offset"])
+    except (KeyError, IndexError, TypeError) as error:
+        raise InvalidRequestError(
+            "the server gives no log-probabilities of a prompt; scoring needs echo and logprobs on /completions"
+        ) from error
+    prompt = request.context + request.text
+    start, end = len(request.context), len(prompt)
+    shown_begin = len(offsets) > 1 and logprobs[0] is None and not prompt.startswith(names[0].removeprefix("bytes:"))
+    if shown_begin and not names[0].startswith("bytes:"):
+        names, logprobs, offsets = names[1:], logprobs[1:], [offset - offsets[1] for offset in offsets[1:]]
+    if not offsets or len(names) != len(logprobs) or offsets[-1] < end - len(names[-1]) - 1:
+        raise InvalidRequestError("the server did not echo the whole prompt; scoring needs echo on /completions")
+    ends = [*offsets[1:], max(end, offsets[-1]) + 1]
+    scored, num_unscored = [], 0
+    for logprob, first, last in zip(logprobs, offsets, ends, strict=True):
+        if first >= end or (last <= start and first < start):
+            continue
+        if logprob is None:
+            num_unscored += len(prompt[first:last].encode())
+        else:
+            scored.append(float(logprob))
+    return TextScore(
+        logprobs=tuple(scored),
+        num_bytes=len(request.text.encode()) - num_unscored,
+        usage=Usage(usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)),
+    )
 
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:

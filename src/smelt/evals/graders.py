@@ -5,25 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smelt.core.messages import Message
-from smelt.evals.cases import Case
+from smelt.evals import text_graders
+from smelt.evals.grade import Grade
+from smelt.evals.instructions import grade_instructions
 
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """exact: wholly right. chosen: the right tool, whatever its arguments (calls only).
-
-    hits, predicted, sought: leaf fields in common, given, and wanted, for a field F1 (JSON only).
-    """
-
-    exact: bool
-    chosen: bool | None = None
-    hits: int = 0
-    predicted: int = 0
-    sought: int = 0
+if TYPE_CHECKING:
+    from smelt.evals.cases import Case
 
 
 def grade(case: Case, answer: Message) -> Grade:
@@ -34,6 +24,12 @@ def grade(case: Case, answer: Message) -> Grade:
         return Grade(exact=not answer.tool_calls and all(phrase in answer.text for phrase in case.phrases))
     if case.grader == "any_of_calls":
         return _grade_accepted(case.accepted, answer)
+    if case.grader == "number":
+        return text_graders.grade_number(case.phrases[0], answer.text)
+    if case.grader == "span":
+        return text_graders.grade_span(case.phrases, answer.text, case.language)
+    if case.grader == "instructions":
+        return grade_instructions(case.instructions, answer.text)
     if case.answer is None:
         raise ValueError(f"a case of the grader {case.grader!r} needs an answer to compare with")
     return _grade_call(case.answer, answer) if case.grader == "call" else _grade_json(case.answer.text, answer)

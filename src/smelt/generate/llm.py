@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from smelt.chat import Renderer, renderer_of_folder
 from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.core.messages import Privilege
-from smelt.core.sampler import ChatAnswer, ChatRequest
+from smelt.core.sampler import ChatAnswer, ChatRequest, ScoreRequest, TextScore
 from smelt.core.sampling import SamplingParams
 from smelt.engine.requests import EngineEvent
 from smelt.generate.collect import collect
@@ -24,6 +24,7 @@ from smelt.generate.grammar import GrammarCompiler
 from smelt.generate.options import LLMOptions, window
 from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
 from smelt.generate.run import Run
+from smelt.generate.score import score_text
 
 if TYPE_CHECKING:
     from smelt.core.decoder import DecoderConfig
@@ -247,6 +248,10 @@ class LLM:
     def chat(self, request: ChatRequest) -> ChatAnswer:
         """One complete answer, synchronously (core.sampler.Sampler)."""
         return collect(self.events(self.prepare(request)))
+
+    def score(self, request: ScoreRequest) -> TextScore:
+        """Log-probabilities of a given text (core.sampler.Sampler; generate/score.py says how)."""
+        return score_text(self, request)
 
     def count(self, request: ChatRequest) -> TokenCount:
         """Prompt tokens the request would take; the context limit is not checked. Raises InvalidRequestError."""

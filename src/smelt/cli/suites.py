@@ -1,0 +1,244 @@
+"""The ladder: which suites there are, what they need, and where their questions come from.
+
+A family makes questions of one or more suites. Its files lie under the data folder and are never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from smelt.core.errors import InvalidRequestError
+from smelt.core.sampler import ChatRequest
+from smelt.core.sampling import SamplingParams
+from smelt.data.example import Example
+from smelt.data.sources import SOURCES, Source
+from smelt.data.tasks.catalog import LANGUAGES
+from smelt.data.tasks.mixture import HELD_OUT, held_out, held_out_long
+from smelt.evals import arithmetic, bfcl, code, ifeval, mmlu, needle, xquad
+from smelt.evals.cases import Case, Grader, Question
+
+PER_LANGUAGE = 100  # generated questions of a suite; the population a limit draws from
+LONG_CHARS = (1500, 3000, 6000, 12000)
+GRADERS: dict[str, Grader] = {
+    "tool_known": "call",
+    "tool_unseen": "call",
+    "no_tool": "no_call",
+    "tool_result": "phrases",
+    "extract": "json",
+    "extract_free": "json",
+    "classify": "json",
+    "service": "phrases",
+    "facts": "phrases",
+}
+ABOUT = {
+    "tool_known": "tools of the training catalogue, asked for in held-out phrasings with held-out values",
+    "tool_unseen": "tools never trained on, names, descriptions and phrasings included",
+    "no_tool": "no offered tool fits; right is an answer without a call",
+    "tool_result": "the answer to a tool's result holds every name and value of it",
+    "extract": "half held-out kinds of record, half held-out phrasings of known ones",
+    "extract_free": "labelled lines over random fields",
+    "classify": "one of 2 to 5 labels for a customer's message, held-out phrasings",
+    "service": "the reply to a held-out message names the right next step and repeats the order, name or product",
+    "facts": "a question in held-out words about one of 2 to 5 facts in the system prompt",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Suites that are made together. `needs`: what must lie under the data folder; nothing for generated ones."""
+
+    name: str
+    about: str
+    make: Callable[[Path], Sequence[Question]]
+    needs: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()
+
+    def available(self, data: Path | None) -> bool:
+        """Whether all it needs is there."""
+        return not self.needs or (data is not None and all((data / path).exists() for path in self.needs))
+
+
+def greedy(max_tokens: int) -> SamplingParams:
+    """Always the most probable token, so that an answer can be had again."""
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens)
+
+
+def as_case(example: Example, grader: Grader, suite: str) -> Case:
+    """A held-out example as a question under greedy decoding."""
+    request = ChatRequest(
+        messages=example.prompt,
+        tools=example.tools,
+        response_format=example.response_format,
+        parallel_tool_calls=False,
+        params=greedy(192),
+    )
+    return Case(
+        suite=suite,
+        language=example.language,
+        grader=grader,
+        request=request,
+        answer=example.answer,
+        phrases=example.phrases,
+        chance=_chance(request),
+    )
+
+
+def _chance(request: ChatRequest) -> float | None:
+    """One in as many as there are labels, where the answer is one label under a grammar."""
+    properties = list(((request.response_format.schema or {}).get("properties") or {}).values())
+    labels = properties[0].get("enum") if len(properties) == 1 else None
+    return 1 / len(labels) if labels else None
+
+
+def held_out_cases(suite: str, per_language: int = PER_LANGUAGE) -> list[Case]:
+    """A generated suite in every language."""
+    return [
+        as_case(example, GRADERS[suite], suite)
+        for language in LANGUAGES
+        for example in held_out(suite, language, per_language)
+    ]
+
+
+def long_cases(per_size: int = 40) -> list[Case]:
+    """Generated: one to three facts somewhere in a text, by its length."""
+    return [
+        as_case(example, "phrases" if example.response_format.kind == "text" else "json", f"long_{num_chars}_chars")
+        for num_chars in LONG_CHARS
+        for example in held_out_long("en", num_chars, per_size)
+    ]
+
+
+def public_cases(source: Source, data: Path) -> list[Case]:
+    """The test part of a public set, without the questions whose text stands in its train part too."""
+    learned = {example.messages[0].text for example in source.examples(data, 0)}
+    found = []
+    for example in source.examples(data, 0, "test"):
+        if example.messages[0].text not in learned:
+            kind: Grader = "call" if example.answer.tool_calls else "json"
+            found.append(as_case(example, kind, f"{source.name}_{kind}"))
+    return found
+
+
+def _bfcl(data: Path) -> list[Case]:
+    categories = ("simple_python", "multiple", "irrelevance")
+    return [case for category in categories for case in bfcl.cases(data / "eval/bfcl", category, greedy(192))]
+
+
+def _bits(data: Path) -> list[Question]:
+    return [
+        *xquad.passages(data / "eval/xquad"),
+        *code.passages(data / "eval/humaneval/HumanEval.jsonl", data / "eval/mbpp/mbpp.jsonl"),
+    ]
+
+
+def _needle(data: Path) -> list[Case]:
+    hay = {language: [one.text for one in xquad.passages(data / "eval/xquad") if one.language == language]
+           for language in xquad.LANGUAGES}  # fmt: skip
+    return [case for language, texts in hay.items() for case in needle.cases(texts, language, greedy(32))]
+
+
+def _generated() -> Iterator[Family]:
+    for suite in HELD_OUT:
+        if suite in GRADERS:
+            yield Family(name=suite, about=ABOUT[suite], make=lambda data, suite=suite: held_out_cases(suite))  # type: ignore[misc]
+    yield Family(
+        name="long",
+        about="one to three facts somewhere in a text of that many characters, English",
+        make=lambda data: long_cases(),
+        suites=tuple(f"long_{num_chars}_chars" for num_chars in LONG_CHARS),
+    )
+
+
+def _public() -> Iterator[Family]:
+    for source in SOURCES:
+        yield Family(
+            name=source.name,
+            about=f"test part of {source.origin}: a call among 1 to 5 tools, or JSON, exact",
+            make=lambda data, source=source: public_cases(source, data),  # type: ignore[misc]
+            needs=(source.file, source.test_file) if source.test_file else (source.file,),
+            suites=(f"{source.name}_call", f"{source.name}_json"),
+        )
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="bpb",
+        about="bits per byte of XQuAD's paragraphs (en, de, zh: the same content) and of Python solutions",
+        make=_bits,
+        needs=("eval/xquad", "eval/humaneval/HumanEval.jsonl", "eval/mbpp/mbpp.jsonl"),
+        suites=("bpb_en", "bpb_de", "bpb_zh", "bpb_code"),
+    ),
+    *_generated(),
+    *_public(),
+    Family(
+        name="bfcl",
+        about="Berkeley Function Calling Leaderboard v4, single turn",
+        make=_bfcl,
+        needs=("eval/bfcl",),
+        suites=("bfcl_simple_python", "bfcl_multiple", "bfcl_irrelevance"),
+    ),
+    Family(
+        name="ifeval",
+        about="verifiable instructions; strict (and loose), all of a prompt's",
+        make=lambda data: ifeval.cases(data / "eval/ifeval/en_input_data.jsonl", greedy(1024)),
+        needs=("eval/ifeval/en_input_data.jsonl",),
+    ),
+    Family(
+        name="needle",
+        about="a number somewhere in a long text, by length and depth, en de zh",
+        make=_needle,
+        needs=("eval/xquad",),
+        suites=tuple(map(needle.suite_of, needle.LENGTHS)),
+    ),
+    Family(
+        name="xquad",
+        about="questions on a paragraph, en de zh; SQuAD's F1 and exact match",
+        make=lambda data: xquad.cases(data / "eval/xquad", greedy(48)),
+        needs=("eval/xquad",),
+    ),
+    Family(
+        name="gsm8k",
+        about="word problems, zero-shot, the last number counts",
+        make=lambda data: arithmetic.gsm8k_cases(data / "eval/gsm8k/test.jsonl", greedy(400)),
+        needs=("eval/gsm8k/test.jsonl",),
+    ),
+    Family(
+        name="mgsm",
+        about="the same kind in en, de, zh",
+        make=lambda data: arithmetic.mgsm_cases(data / "eval/mgsm", greedy(400)),
+        needs=("eval/mgsm",),
+    ),
+    Family(
+        name="mmlu_dev",
+        about="four options, by the letter's log-probability, zero-shot",
+        make=lambda data: mmlu.questions(data / "eval/mmlu/dev"),
+        needs=("eval/mmlu/dev",),
+    ),
+)
+
+
+def questions(names: Sequence[str], data: Path | None) -> list[Question]:
+    """Questions of the named families or suites; of every family whose files are there when none is named.
+
+    Raises InvalidRequestError for an unknown name and for files that are not there.
+    """
+    if not names:
+        return [one for family in FAMILIES if family.available(data) for one in family.make(data or Path())]
+    found: list[Question] = []
+    wanted = set(names)
+    for family in FAMILIES:
+        chosen = wanted & {family.name, *family.suites}
+        if not chosen:
+            continue
+        wanted -= chosen
+        if not family.available(data):
+            where = "the data folder" if data else "a data folder (--data)"
+            raise InvalidRequestError(f"--suite {sorted(chosen)[0]} needs {' and '.join(family.needs)} in {where}")
+        made = family.make(data or Path())
+        found += [one for one in made if family.name in chosen or one.suite in chosen]
+    if wanted:
+        known = ", ".join(family.name for family in FAMILIES)
+        raise InvalidRequestError(f"--suite {', '.join(sorted(wanted))}: no such suite; there are {known}")
+    return found
