@@ -48,6 +48,7 @@ def test_a_used_builder_equals_a_fresh_one(data):
             prompt = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9))
             one = request(
                 prompt,
+                privileges=bytes(token_id % 6 for token_id in prompt),
                 max_new_tokens=12,
                 seed=data.draw(st.integers(-5, 5)),
                 temperature=data.draw(st.sampled_from([0.0, 0.5])),
@@ -64,6 +65,9 @@ def test_a_used_builder_equals_a_fresh_one(data):
         batch = build(used, chunks)
         assert_equal(batch, build(BatchBuilder(vocab_size=VOCAB, max_running=MAX_RUNNING), chunks))
         assert batch.sample.tolist() == [is_sampled(chunk) for chunk in chunks]
+        spans = [(c.sequence.privileges, c.sequence.num_computed, c.num_tokens) for c in chunks]
+        assert batch.privileges is not None
+        assert batch.privileges.tobytes() == b"".join(said[first : first + num] for said, first, num in spans)
         assert batch.score.tolist() == [is_scored(chunk) for chunk in chunks]
         for chunk in chunks:
             sequence = chunk.sequence

@@ -16,6 +16,7 @@ from smelt.checkpoint.hf_keys import HARMLESS, REASONS
 from smelt.checkpoint.hf_rope import check_ropes, read_gemma_ropes, read_ropes, write_ropes
 from smelt.core.decoder import DecoderConfig, Family, LayerConfig
 from smelt.core.errors import CheckpointError, UnsupportedError
+from smelt.core.messages import Privilege
 
 ARCHITECTURES: dict[Family, str] = {
     "llama": "LlamaForCausalLM",
@@ -24,6 +25,7 @@ ARCHITECTURES: dict[Family, str] = {
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
+OURS = "smelt_"  # before model_type where no other reader computes the model: one that ignored a key would be wrong
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _KINDS_OF_LAYER = ("full_attention", "sliding_attention")
 _SIZE_LIMIT = 1 << 24  # widths and vocabularies; refuses what could only be an attack on memory
@@ -37,7 +39,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     folder asks for something smelt does not compute.
     """
     reader = ConfigReader(config)
-    family = _family(reader)
+    family, ours = _family(reader)
     _refuse_first(reader)
     hidden = reader.whole("hidden_size", at_most=_SIZE_LIMIT)
     num_heads = reader.whole("num_attention_heads", at_most=_SIZE_LIMIT)
@@ -69,6 +71,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
         tie_embeddings=reader.flag("tie_word_embeddings", gemma),
         embedding_scale=hidden**0.5 if gemma else 1.0,
         attention_scale=query_scalar**-0.5,
+        num_privileges=reader.whole("num_privileges", at_least=len(Privilege), at_most=256) if ours else 0,
         bos_id=_token_id(reader, "bos_token_id", vocab_size),
         eos_ids=_eos_ids(reader, generation, vocab_size),
         pad_id=_token_id(reader, "pad_token_id", vocab_size),
@@ -79,16 +82,23 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     return decoder
 
 
-def _family(reader: ConfigReader) -> Family:
+def _family(reader: ConfigReader) -> tuple[Family, bool]:
+    """The family, and whether it is a variant of it that only smelt computes."""
     model_type = reader.take("model_type")
-    for family in get_args(Family):
-        if model_type == family:
-            architectures = reader.take("architectures", [ARCHITECTURES[family]])
-            if architectures != [ARCHITECTURES[family]]:
-                raise reader.refuse("architectures", architectures, f"for {family} it is {ARCHITECTURES[family]}")
-            return family  # type: ignore[no-any-return]
+    for family, ours in ((family, ours) for family in get_args(Family) for ours in (False, True)):
+        sought_type, sought = _names(family, ours)
+        if model_type == sought_type:
+            architectures = reader.take("architectures", [sought])
+            if architectures != [sought]:
+                raise reader.refuse("architectures", architectures, f"for {sought_type} it is {sought}")
+            return family, ours
     why = "images are not supported" if model_type == "gemma3" else f"known are {', '.join(get_args(Family))}"
     raise reader.refuse("model_type", model_type, why)
+
+
+def _names(family: Family, ours: bool) -> tuple[str, str]:
+    """model_type and architecture."""
+    return (f"{OURS}{family}", f"Smelt{ARCHITECTURES[family]}") if ours else (family, ARCHITECTURES[family])
 
 
 def _refuse_first(reader: ConfigReader) -> None:
@@ -210,11 +220,13 @@ def _eos_ids(reader: ConfigReader, generation: Mapping[str, Any] | None, vocab_s
 def to_hf(config: DecoderConfig, *, dtype: str = "float32") -> dict[str, Any]:
     """config.json for `config`, readable by transformers 4 and 5; `dtype` is the weights' (float32, ...).
 
+    With privileges it has a model_type of its own, so that other readers refuse the folder by name.
     Raises UnsupportedError when the family cannot express the configuration.
     """
+    model_type, architecture = _names(config.family, config.num_privileges > 0)
     keys: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[config.family]],
-        "model_type": config.family,
+        "architectures": [architecture],
+        "model_type": model_type,
         "torch_dtype": dtype,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -231,6 +243,7 @@ def to_hf(config: DecoderConfig, *, dtype: str = "float32") -> dict[str, Any]:
         "pad_token_id": config.pad_id,
         **write_ropes(config.ropes),
         **_family_keys(config),
+        **({"num_privileges": config.num_privileges} if config.num_privileges else {}),
     }
     try:
         reread: DecoderConfig | None = from_hf(keys)

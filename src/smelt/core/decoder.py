@@ -103,6 +103,8 @@ class DecoderConfig:
     `norm_offset`: RMSNorm multiplies by (norm_offset + weight): 1 for Gemma, 0 otherwise.
     `post_norms`: Gemma's second pair of norms, on the outputs of attention and MLP.
     `embedding_scale` multiplies embeddings on the way in; `attention_scale` multiplies q.k.
+    `num_privileges`: 0, or the rows of a table that adds to each embedded token who said it, a row per
+    `core.messages.Privilege` value (ISE, Wu et al. 2024, arXiv:2410.09102); no other reader knows such a model.
     """
 
     family: Family
@@ -126,6 +128,7 @@ class DecoderConfig:
     tie_embeddings: bool = True
     embedding_scale: float = 1.0
     attention_scale: float = 1.0
+    num_privileges: int = 0
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
@@ -150,6 +153,8 @@ class DecoderConfig:
         hidden, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        if self.num_privileges:
+            shapes["model.embed_privileges.weight"] = (self.num_privileges, hidden)
         for i in range(self.num_layers):
             p = f"model.layers.{i}."
             shapes[p + "input_layernorm.weight"] = (hidden,)

@@ -63,6 +63,7 @@ class StepBatch:
     counts: I32  # [nnz]
     mask_rows: I32  # [S]
     masks: U32  # [num_masks, ceil(V/32)]
+    privileges: U8 | None = None  # [T], who said each token; looked at only by models that have such a table
 
     @property
     def num_sequences(self) -> int:

@@ -8,7 +8,7 @@ sequence into arrays that already exist. `BatchBuilder.build` on a fresh builder
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -141,6 +141,7 @@ class _Roster:
             num = len(self.sequences)
             batch = self._decode = self._assemble(
                 token_ids=np.zeros(num, np.int32),
+                privileges=np.zeros(num, np.uint8),
                 starts=np.arange(num + 1, dtype=np.int32),
                 next_ids=np.full(num, -1, np.int32),
                 sample=np.ones(num, np.uint8),
@@ -148,9 +149,11 @@ class _Roster:
                 masks=masks,
             )
         token_ids, first_positions, draws = batch.token_ids, self.first_positions, self.draws
+        privileges = cast("U8", batch.privileges)
         for s, sequence in enumerate(self.sequences):
             position = sequence.num_computed
             token_ids[s] = sequence.token_ids[position]
+            privileges[s] = sequence.privileges[position]
             first_positions[s] = position
             draws[s] = position + 1 - sequence.prompt_len
         batch.block_tables = self.block_tables
@@ -162,12 +165,14 @@ class _Roster:
         """Chunks of any length."""
         starts = _starts(chunk.num_tokens for chunk in chunks)
         token_ids: I32 = np.empty(starts[-1], np.int32)
+        privileges: U8 = np.empty(starts[-1], np.uint8)
         next_ids: I32 = np.full(starts[-1], -1, np.int32)
         score: U8 = np.array([is_scored(chunk) for chunk in chunks], np.uint8)
         for s, chunk in enumerate(chunks):
             sequence, start = chunk.sequence, int(starts[s])
             first, end = sequence.num_computed, sequence.num_computed + chunk.num_tokens
             token_ids[start : starts[s + 1]] = sequence.token_ids[first:end]
+            privileges[start : starts[s + 1]] = sequence.privileges[first:end]
             if score[s]:
                 successors = sequence.token_ids[first + 1 : end + 1]
                 next_ids[start : start + len(successors)] = successors
@@ -175,6 +180,7 @@ class _Roster:
             self.draws[s] = sequence.num_generated
         return self._assemble(
             token_ids=token_ids,
+            privileges=privileges,
             starts=starts,
             next_ids=next_ids,
             sample=np.array([is_sampled(chunk) for chunk in chunks], np.uint8),
@@ -182,9 +188,12 @@ class _Roster:
             masks=masks,
         )
 
-    def _assemble(self, *, token_ids: I32, starts: I32, next_ids: I32, sample: U8, score: U8, masks: U32) -> StepBatch:
+    def _assemble(
+        self, *, token_ids: I32, privileges: U8, starts: I32, next_ids: I32, sample: U8, score: U8, masks: U32
+    ) -> StepBatch:
         return StepBatch(
             token_ids=token_ids,
+            privileges=privileges,
             starts=starts,
             next_ids=next_ids,
             first_positions=self.first_positions,

@@ -105,11 +105,21 @@ class TorchRunner:
             raise EngineError(f"torch: {error}") from error
         return sample_step(np.stack(last_rows), np.concatenate(scored_rows), batch)
 
+    def _privileges(self, batch: StepBatch, span: slice) -> Tensor | None:
+        """Who said the tokens of `span`, [1, n], where the model has a table of that."""
+        if not self.config.num_privileges:
+            return None
+        found = batch.privileges
+        if found is None or len(found) != len(batch.token_ids) or np.any(found >= self.config.num_privileges):
+            raise EngineError(f"sought a privilege below {self.config.num_privileges} for every token of the step")
+        return torch.from_numpy(found[span])[None].to(self._pool.device)
+
     @torch.inference_mode()
     def _logits(self, batch: StepBatch, s: int, *, all_tokens: bool) -> NDArray[np.float32]:
         """Logits after each new token of sequence `s`, or after the last one only; [n or 1, V]."""
         ids = torch.from_numpy(batch.token_ids[batch.starts[s] : batch.starts[s + 1]].astype(np.int64))
         place = _PagedSequence(self._pool, batch.block_tables[s], int(batch.first_positions[s]), self._block_size)
-        hidden = self._decoder.hidden(ids[None].to(self._pool.device), cache=place)[0]
+        said = self._privileges(batch, slice(batch.starts[s], batch.starts[s + 1]))
+        hidden = self._decoder.hidden(ids[None].to(self._pool.device), privileges_BT=said, cache=place)[0]
         logits: NDArray[np.float32] = self._decoder.logits(hidden if all_tokens else hidden[-1:]).cpu().numpy()
         return logits

@@ -22,6 +22,8 @@ from smelt.model.attention import Attend, attends, places_in_documents
 from smelt.model.cache import Cache
 from smelt.model.rope import Rope, rotate, widened
 
+PRIVILEGES = "model.embed_privileges.weight"
+
 
 class Norm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019) with gain `offset + weight`; at least float32 inside."""
@@ -126,6 +128,8 @@ class Body(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        known = config.num_privileges
+        self.embed_privileges = nn.Embedding(known, config.hidden_size) if known else None
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = Norm(config.hidden_size, config)
 
@@ -165,10 +169,14 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        privileges_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; see `hidden`."""
-        return self.logits(self.hidden(ids_BT, positions=positions, segment_ids_BT=segment_ids_BT, cache=cache))
+        hidden_BTH = self.hidden(
+            ids_BT, positions=positions, segment_ids_BT=segment_ids_BT, privileges_BT=privileges_BT, cache=cache
+        )
+        return self.logits(hidden_BTH)
 
     def hidden(
         self,
@@ -176,6 +184,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        privileges_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm, [B, T, H].
@@ -183,8 +192,10 @@ class Decoder(nn.Module):
         positions: rotary positions, [T] or [B, T]; by default 0, 1, ... behind what the cache holds, and from 0 in
         each packed document. segment_ids_BT: a row's documents, each one run of equal ids, with padding (-1) at the
         end: tokens see only earlier tokens of their own document, and nothing of one document reaches another's
-        hidden states. cache: computes the tokens behind the cached ones and adds them.
-        Raises ValueError for segments together with a cache, a full cache, or a document in two pieces.
+        hidden states. privileges_BT: who said each token, where the model has `num_privileges`, and only there.
+        cache: computes the tokens behind the cached ones and adds them.
+        Raises ValueError for segments together with a cache, a full cache, a document in two pieces, or privileges
+        that are missing or not asked for.
         """
         if cache is not None and segment_ids_BT is not None:
             raise ValueError("packed segments are for training; a cache holds one document per row")
@@ -195,9 +206,7 @@ class Decoder(nn.Module):
             positions = places_in_documents(segment_ids_BT)
         elif positions is None:
             positions = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTH = self.model.embed_tokens(ids_BT)
-        if self.config.embedding_scale != 1.0:
-            x_BTH = x_BTH * self.config.embedding_scale
+        x_BTH = self._embedded(ids_BT, privileges_BT)
         views = self._views(positions, past, segment_ids_BT, x_BTH)
         for layer, shape in zip(self.model.layers, self.config.layers, strict=True):
             view = views[shape.rope, shape.window]
@@ -208,6 +217,19 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(T)
         return cast(Tensor, self.model.norm(x_BTH))
+
+    def _embedded(self, ids_BT: Tensor, privileges_BT: Tensor | None) -> Tensor:
+        """Tokens, and who said them where the model knows that, as the residual stream begins."""
+        x_BTH: Tensor = self.model.embed_tokens(ids_BT)
+        if self.config.embedding_scale != 1.0:
+            x_BTH = x_BTH * self.config.embedding_scale
+        said = self.model.embed_privileges
+        if (said is None) != (privileges_BT is None):
+            has, found = ("no" if said is None else "a"), ("none" if privileges_BT is None else "some")
+            raise ValueError(f"the model has {has} table of privileges: sought privileges to match, found {found}")
+        if said is not None and privileges_BT is not None:
+            x_BTH = x_BTH + said(privileges_BT.long())
+        return x_BTH
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., V]; apart from `hidden` so that a loss can go over the tokens in pieces."""
@@ -234,13 +256,14 @@ class Decoder(nn.Module):
         Matrices: normal with std fan_in^-1/2, so that widths change nothing; embeddings and head half of that, so
         that first predictions are near uniform. What a layer adds to the residual stream is scaled by
         (2 * layers)^-1/2 (Radford et al. 2019): in the matrix, or in the gain of the norm behind it where there
-        is one, as that norm would undo the former. Other gains 1, biases 0.
+        is one, as that norm would undo the former. Other gains 1, biases 0, privileges 0: a table that was added
+        changes nothing until it has learned something.
         """
         generator = torch.Generator().manual_seed(seed)
         depth = (2 * self.config.num_layers) ** -0.5
         post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
         for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
+            if name.endswith(".bias") or name == PRIVILEGES:
                 parameter.zero_()
             elif parameter.ndim == 1:
                 damped = self.config.post_norms and name.endswith(post_norms)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smelt.core.errors import EngineError
+from smelt.core.errors import EngineError, UnsupportedError
 from smelt.native.extension import core
 
 if TYPE_CHECKING:
@@ -93,7 +93,12 @@ def _shape(config: DecoderConfig) -> Any:
 
 
 def _check(config: DecoderConfig) -> None:
-    """What the core relies on without looking again."""
+    """What the core relies on without looking again, and what it does not compute."""
+    if config.num_privileges:
+        raise UnsupportedError(
+            f"num_privileges = {config.num_privileges}: the native core adds no privilege embeddings; "
+            "the torch runner does"
+        )
     sizes = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
