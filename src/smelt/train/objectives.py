@@ -92,7 +92,9 @@ def first_of_span(batch: Batch) -> NDArray[np.bool_]:
 def batch_hidden(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
     """Hidden states of a batch, [B, T, H]: the one place where a batch meets a model."""
     segments = None if batch.segment_ids is None else on_device(batch.segment_ids, device)
-    return model.hidden(on_device(batch.inputs, device), segment_ids_BT=segments)
+    wanted = batch.privileges if model.config.num_privileges else None
+    said = None if wanted is None else on_device(wanted, device)
+    return model.hidden(on_device(batch.inputs, device), segment_ids_BT=segments, privileges_BT=said)
 
 
 def learned_hidden(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
