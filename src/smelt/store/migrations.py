@@ -19,11 +19,13 @@ _STORED_CHAT = (
     "CREATE INDEX chat_completions_by_age ON chat_completions (tenant, created_ns, id)",
     "CREATE INDEX chat_completions_oldest ON chat_completions (created_ns)",
     """CREATE TABLE chat_messages (
-        completion_id TEXT NOT NULL REFERENCES chat_completions (id) ON DELETE CASCADE,
-        position INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (completion_id, position))""",
+        completion_id TEXT NOT NULL, position INTEGER NOT NULL, body TEXT NOT NULL,
+        PRIMARY KEY (completion_id, position),
+        FOREIGN KEY (completion_id) REFERENCES chat_completions (id) ON DELETE CASCADE)""",
     """CREATE TABLE chat_metadata (
-        completion_id TEXT NOT NULL REFERENCES chat_completions (id) ON DELETE CASCADE,
-        key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (completion_id, key))""",
+        completion_id TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
+        PRIMARY KEY (completion_id, key),
+        FOREIGN KEY (completion_id) REFERENCES chat_completions (id) ON DELETE CASCADE)""",
 )
 _MODELS = (
     """CREATE TABLE models (
