@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from smelt.store.completions import StoredCompletion
 from smelt.store.database import Database
@@ -25,8 +26,9 @@ def location(request: Any, tmp_path: Path) -> Location:
     found = locate(POSTGRES if request.param == "postgresql" else str(tmp_path / "store.db"))
     assert found is not None
     if request.param == "postgresql":
-        with closing(Database.open(found)) as database, database.writing() as connection:
-            metadata.drop_all(connection)
+        engine = create_engine(found.url)
+        metadata.drop_all(engine)
+        engine.dispose()
     return found
 
 
