@@ -1,0 +1,143 @@
+"""Hate, adult and spam, found by weighed words against the length of the text and the words of a text *about* it.
+
+A text goes when its points are many, dense, and more than the words that speak for reporting, medicine, law or
+history. What stands in quotation marks is not the author's and does not count. This catches rants and advertisements,
+not what is hateful in polite words: OpenAI says the same of its own filters.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+
+import numpy as np
+
+from smelt.data.corpus.documents import LANGUAGES
+from smelt.data.corpus.filters import Filter
+from smelt.data.corpus.page import Page
+
+_QUOTED = re.compile(
+    r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|《[^》\n]{1,80}》"
+)
+_LINK = re.compile(r"https?://|www\.[a-z0-9-]+\.")
+_SECTION = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A text goes with at least `points`, `density` points per 100 words, and `against_about` points per about-word."""
+
+    points: float
+    density: float
+    against_about: float = 1.0
+
+
+@dataclass(slots=True)
+class WordList:
+    """One file of `words/`: weighed terms, phrases and patterns, and the words of texts about the subject."""
+
+    terms: dict[str, float] = field(default_factory=dict)
+    phrases: dict[str, float] = field(default_factory=dict)
+    patterns: list[tuple[re.Pattern[str], float]] = field(default_factory=list)
+    groups: frozenset[str] = frozenset()
+    about: tuple[str, ...] = ()
+
+
+LIMITS: Mapping[str, Limits] = {
+    "hate": Limits(points=3, density=1.5),
+    "adult": Limits(points=4, density=2.0),
+    "spam": Limits(points=4, density=2.5),
+}
+
+
+def points(page: Page, subject: str) -> float:
+    """Points of a page, by the lists of its own language and of English, quotations included."""
+    return sum(_points(page, page.lower, words) for words in _lists(page, subject))
+
+
+def unquoted_points(page: Page, subject: str) -> float:
+    """As `points`, without what stands in quotation marks."""
+    text = _QUOTED.sub(" ", page.lower)
+    return sum(_points(page, text, words) for words in _lists(page, subject))
+
+
+def about(page: Page, subject: str) -> int:
+    """How many words of a text about the subject a page has."""
+    return sum(
+        page.lower.count(word) if not word.isascii() and page.is_chinese else page.counts[word]
+        for words in _lists(page, subject)
+        for word in words.about
+    )
+
+
+def _lists(page: Page, subject: str) -> list[WordList]:
+    return [word_list(subject, language) for language in sorted({page.document.language, "en"} & set(LANGUAGES))]
+
+
+def _points(page: Page, text: str, words: WordList) -> float:
+    score = sum(weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text)
+    for term in page.counts.keys() & words.terms.keys():
+        score += words.terms[term] * min(page.counts[term], text.count(term))
+    if words.patterns and (
+        any(group in text for group in words.groups) if page.is_chinese else page.counts.keys() & words.groups
+    ):
+        score += sum(weight * len(pattern.findall(text)) for pattern, weight in words.patterns)
+    return score
+
+
+def _rule(subject: str) -> Filter:
+    limits = LIMITS[subject]
+
+    def rule(page: Page) -> str | None:
+        units = max(page.num_units, 25)
+        least = max(limits.points, limits.density * units / 100)
+        more = _shouting(page) if subject == "spam" else 0.0
+        if points(page, subject) + more < least:  # nearly every page; quotations are looked for in the others only
+            return None
+        score = unquoted_points(page, subject) + more
+        if score < least or score <= limits.against_about * about(page, subject):
+            return None
+        return f"{100 * score / units:.1f} points per 100 words"
+
+    return Filter(subject, rule)
+
+
+def _shouting(page: Page) -> float:
+    """Links, rows of exclamation marks and words in capitals, in points."""
+    marks = len(re.findall(r"[!！]{2,}|[★☆✅🔥💰👉➤]", page.text))
+    links = len(_LINK.findall(page.lower))
+    loud = not page.is_chinese and np.mean((page.codes >= 65) & (page.codes <= 90)) > 0.12  # Z; English prose has 0.04
+    capitals = sum(1 for word in page.words if len(word) > 3 and word.isupper()) if loud else 0
+    return 0.5 * marks + 0.5 * max(0, links - 2) + (0.2 * capitals if capitals > 0.2 * len(page.words) else 0.0)
+
+
+@functools.cache
+def word_list(subject: str, language: str) -> WordList:
+    """The list `words/SUBJECT.LANGUAGE.txt`."""
+    found = WordList()
+    section, weight = "", 1.0
+    text = files("smelt.data.corpus").joinpath("words", f"{subject}.{language}.txt").read_text(encoding="utf-8")
+    for line in filter(None, map(str.strip, text.lower().splitlines())):
+        if mark := _SECTION.fullmatch(line):
+            section, weight = mark[1], float(mark[2] or 1)
+        elif section == "groups":
+            found.groups |= frozenset(line.split())
+        elif section == "about":
+            found.about += tuple(line.split())
+        elif section == "terms":
+            # Chinese has no spaces between words, so its terms are looked for like phrases
+            (found.phrases if language == "zh" else found.terms).update(dict.fromkeys(line.split(), weight))
+        elif line.startswith("re:"):
+            group = "(?:" + "|".join(sorted(found.groups)) + ")"
+            found.patterns.append((re.compile(line[3:].replace("{group}", group)), weight))
+        else:
+            found.phrases |= dict.fromkeys(line.split("|"), weight)
+    return found
+
+
+HATE = _rule("hate")
+ADULT = _rule("adult")
+SPAM = _rule("spam")
