@@ -1,24 +1,32 @@
 """spark, the shipped default: a house-shaped model small enough to be made here, in under an hour of two cores.
 
-    python -m recipes.spark --data ../shared/data --out build/spark --minutes 55
-    python -m recipes.spark --out build/spark-smoke --smoke
+    smelt train recipes/spark.py --data ../shared/data --out build/spark
+    smelt train recipes/spark.py --out build/spark-smoke --smoke
 
 Called again with the same `--out` it goes on where it stopped. The result is `<out>/spark`.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import json
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recipes.spark_card import evaluate, export, origin
 from recipes.spark_config import SMOKE, SparkConfig
-from recipes.spark_data import load_pools, load_sources, make_stages, make_tokenizer
+from recipes.spark_data import DECISION_WEIGHT, load_pools, load_sources, make_stages, make_tokenizer
+from smelt.chat.house import HouseRenderer
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.tokenizer import Tokenizer
+from smelt.train.recipe import Recipe, Workshop
+
+if TYPE_CHECKING:
+    from smelt.data.example import Example
+    from smelt.model.decoder import Decoder
+    from smelt.train.loop import Run
 
 
 def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
@@ -50,76 +58,82 @@ def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
     )
 
 
-def make(config: SparkConfig, data: Path | None, out: Path, *, train: bool = True) -> Path:
-    """Train, export, evaluate; returns the model folder. Without `train`: export the last checkpoint as it is."""
+def make(config: SparkConfig, shop: Workshop) -> Path:
+    """Train, export, evaluate; returns the model folder. With `export_only`: the last checkpoint as it is."""
     import torch
 
-    from smelt.chat.house import HouseRenderer
     from smelt.model.decoder import Decoder
-    from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-    from smelt.train.loop import Run
 
     torch.set_num_threads(1)  # two workers compute whole batches instead (train/config.py)
-    began = time.time()
-    sources = load_sources(data if train else None, config.seed)
-    print("sources:", {name: len(examples) for name, examples in sources.items()}, flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "origin.json").is_file():
-        (out / "origin.json").write_text(json.dumps(origin(data), indent=1))
-    tokenizer_folder = out / "tokenizer"
-    if not (tokenizer_folder / "tokenizer.json").is_file():
-        make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(tokenizer_folder)
-    tokenizer = Tokenizer.load(tokenizer_folder)
-    renderer = HouseRenderer(tokenizer)
+    began, out = time.time(), shop.out
+    sources = load_sources(None if config.export_only else shop.data, config.seed)
+    shop.say(f"sources: { {name: len(examples) for name, examples in sources.items()} }")
+    tokenizer = prepare(config, sources, shop)
     model = Decoder(shape(config, tokenizer))
     model.init_weights(config.seed)
-    print(f"{model.config.num_parameters / 1e6:.2f}M parameters; {time.time() - began:.0f} s to prepare", flush=True)
+    shop.say(f"{model.config.num_parameters / 1e6:.2f}M parameters; {time.time() - began:.0f} s to prepare")
+    run = make_run(config, model, tokenizer, sources, shop)
+    folder = out / "spark"
+    if config.export_only:
+        run.resume()
+        export(config, model, tokenizer, folder, data=shop.data, position=run.position, scores=None)
+        return folder
+    position = run.train()
+    if shop.world.writes:
+        model = run.result()
+        export(config, model, tokenizer, folder, data=shop.data, position=position, scores=None)
+        scores = evaluate(config, folder, shop.data)
+        export(config, model, tokenizer, folder, data=shop.data, position=position, scores=scores)
+    return folder
+
+
+def prepare(config: SparkConfig, sources: dict[str, list[Example]], shop: Workshop) -> Tokenizer:
+    """The tokenizer, trained where there is none yet, and a note of what the examples come from."""
+    folder = shop.out / "tokenizer"
+    if shop.world.writes:
+        shop.out.mkdir(parents=True, exist_ok=True)
+        if not (shop.out / "origin.json").is_file():
+            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data), indent=1))
+        if not (folder / "tokenizer.json").is_file():
+            make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(folder)
+    shop.world.wait()
+    return Tokenizer.load(folder)
+
+
+def make_run(
+    config: SparkConfig, model: Decoder, tokenizer: Tokenizer, sources: dict[str, list[Example]], shop: Workshop
+) -> Run:
+    """The run of all stages, the token that decides between call and talk weighing more."""
+    from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+    from smelt.train.loop import Run
+    from smelt.train.objectives import CrossEntropy
+
     stages = make_stages(
-        renderer,
+        HouseRenderer(tokenizer),
         tokenizer.control_ids["<|pad|>"],
         sources,
-        load_pools(data),
+        load_pools(shop.data),
         batch_tokens=config.batch_tokens,
         early_tokens=config.early_tokens,
     )
+    objective = CrossEntropy(first_weight=DECISION_WEIGHT)
     schedule = ScheduleConfig(total_steps=config.max_steps, deadline_s=config.minutes * 60, decay_share=0.55)
-    run = Run(
+    return Run(
         model=model,
-        stages=stages,
+        stages=[dataclasses.replace(stage, objective=objective) for stage in stages],
         config=TrainConfig(
             schedule=schedule,
             optimizer=OptimizerConfig(),
             accumulate=2,
             workers=2,
             seed=config.seed,
+            device="cpu",
             checkpoint_s=config.checkpoint_s,
         ),
-        folder=out / "run",
+        folder=shop.out / "run",
+        on_report=shop.on_report,
+        stopping=shop.stopping,
     )
-    folder = out / "spark"
-    if not train:
-        run.resume()
-        export(config, model, tokenizer, folder, data=data, position=run.position, scores=None)
-        return folder
-    position = run.train()
-    export(config, model, tokenizer, folder, data=data, position=position, scores=None)
-    scores = evaluate(config, folder, data)
-    export(config, model, tokenizer, folder, data=data, position=position, scores=scores)
-    return folder
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=None, help="folder of public data; generated tasks only without")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the run and the result")
-    parser.add_argument("--minutes", type=float, default=55.0, help="wall time of the training")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds of everything")
-    parser.add_argument("--export", action="store_true", help="only export the last checkpoint, unmeasured")
-    arguments = parser.parse_args()
-    config = SMOKE if arguments.smoke else SparkConfig(minutes=arguments.minutes)
-    print(make(config, arguments.data, arguments.out, train=not arguments.export))
-
-
-if __name__ == "__main__":
-    main()
+recipe = Recipe(settings=SparkConfig(), smoke=SMOKE, make=make)

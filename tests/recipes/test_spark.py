@@ -12,12 +12,13 @@ from recipes.spark import make
 from recipes.spark_config import SMOKE
 from smelt.checkpoint import open_checkpoint
 from smelt.train.lineage import broken_at
+from smelt.train.recipe import Workshop
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = dataclasses.replace(SMOKE, minutes=0.03)
-    return make(config, None, tmp_path_factory.mktemp("spark"))
+    return make(config, Workshop(out=tmp_path_factory.mktemp("spark")))
 
 
 def test_the_folder_is_whole_and_small(folder: Path) -> None:
@@ -47,5 +48,5 @@ def test_the_lineage_is_unbroken(folder: Path) -> None:
 def test_called_again_it_goes_on_from_the_checkpoint(folder: Path) -> None:
     out = folder.parent
     before = json.loads((folder / "lineage.json").read_text())["chain"][2]["steps"]
-    again = make(dataclasses.replace(SMOKE, minutes=0.03), None, out, train=False)
+    again = make(dataclasses.replace(SMOKE, minutes=0.03, export_only=True), Workshop(out=out))
     assert json.loads((again / "lineage.json").read_text())["chain"][2]["steps"] == before

@@ -9,6 +9,8 @@ import typer
 
 from smelt.cli.evaluate import EvalOptions
 from smelt.cli.options import takes
+from smelt.cli.record import RecordOptions, record_command
+from smelt.cli.train import TrainOptions, train_command
 
 app = typer.Typer(
     name="smelt",
@@ -117,6 +119,13 @@ def bench(
     bench_command(model=model, weights=weights, threads=threads, rounds=rounds, as_json=as_json)
 
 
+@app.command()
+@takes(TrainOptions)
+def train(options: TrainOptions) -> None:
+    """Train by a recipe, from data to a finished folder. Called again with the same --out it goes on."""
+    train_command(options)
+
+
 @app.command(name="eval")
 @takes(EvalOptions)
 def evaluate(options: EvalOptions) -> None:
@@ -124,6 +133,13 @@ def evaluate(options: EvalOptions) -> None:
     from smelt.cli.evaluate import evaluate_command
 
     evaluate_command(options)
+
+
+@app.command()
+@takes(RecordOptions)
+def record(options: RecordOptions) -> None:
+    """Pass requests on to an OpenAI-compatible URL and keep them, with their answers, as training data."""
+    record_command(options)
 
 
 @app.command()

@@ -14,6 +14,7 @@ SmeltError
 │   └── UnsupportedError      the folder is sound but asks for something smelt does not do; names it
 ├── StoreError                the database cannot be read or written; the message says why          (HTTP 503)
 ├── TrainingError             a run cannot go on (a loss that is no number); its last checkpoint is kept
+│   └── TrainingStoppedError  it was asked to stop and did, with a checkpoint; called again it goes on
 └── EngineError               our own failure while answering; the request ends, the engine goes on  (HTTP 500)
 
 A message says what was sought, what was found, what would be right. It never carries a path of the
@@ -90,6 +91,10 @@ class StoreError(SmeltError):
 
 class TrainingError(SmeltError):
     """A training run cannot go on; the message says where it stopped, and its last checkpoint is kept."""
+
+
+class TrainingStoppedError(TrainingError):
+    """A run was asked to stop before its end and did, with a checkpoint."""
 
 
 class EngineError(SmeltError):

@@ -58,7 +58,7 @@ class World:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def numbers(self, values: Sequence[float]) -> list[float]:
@@ -140,9 +140,7 @@ class Layout:
     """How named tensors lie on this process: whole, or (where the parameter is a DTensor) the rank's rows of it."""
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        from torch.distributed.tensor import DTensor
-
-        self.sharded = {n: p for n, p in parameters.items() if isinstance(p, DTensor)}
+        self.sharded = {n: p for n, p in parameters.items() if local(p) is not p}
         self.local = {n: local(p.detach()) for n, p in parameters.items()}
 
     def whole(self, name: str, part: Tensor) -> Tensor:
@@ -155,7 +153,7 @@ class Layout:
         found = DTensor.from_local(
             part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
-        return cast(Tensor, found.full_tensor())
+        return found.full_tensor()
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """This rank's rows of a full tensor: as `fully_shard` cuts, into ceil(rows / W) rows a rank."""
@@ -170,9 +168,8 @@ class Layout:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies on this process, without a copy."""
-    from torch.distributed.tensor import DTensor
-
-    return cast(Tensor, tensor._local_tensor) if isinstance(tensor, DTensor) else tensor
+    found: Tensor = getattr(tensor, "_local_tensor", tensor)  # a DTensor's; importing its class takes a second
+    return found
 
 
 def check_batches(accumulate: int, world: World, parallel: Parallel) -> None:

@@ -35,7 +35,7 @@ def chunked_loss(hidden_NH: Tensor, weight_VH: Tensor, piece: Piece, *, piece_le
     """
     pieces = piece_len or _piece_len(weight_VH)
     if torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad):
-        return cast(Tensor, _Sum.apply(hidden_NH, weight_VH, piece, pieces))
+        return _applied(_Sum, hidden_NH, weight_VH, piece, pieces)
     total = hidden_NH.new_zeros((), dtype=_wide(hidden_NH.dtype))
     for rows in _pieces(len(hidden_NH), pieces):
         total = total + piece(_logits(hidden_NH[rows], weight_VH), rows)
@@ -48,7 +48,11 @@ def chunked_values(hidden_NH: Tensor, weight_VH: Tensor, piece: Piece, *, piece_
     What the values are worth is known in the backward pass only, so it computes the logits of each piece once more.
     """
     pieces = piece_len or _piece_len(weight_VH)
-    return cast(Tensor, _Values.apply(hidden_NH, weight_VH, piece, pieces))
+    return _applied(_Values, hidden_NH, weight_VH, piece, pieces)
+
+
+def _applied(function: Any, *inputs: Any) -> Tensor:
+    return cast(Tensor, function.apply(*inputs))
 
 
 def _piece_len(weight_VH: Tensor) -> int:
@@ -117,7 +121,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         if hidden_grad is not None:
@@ -138,7 +142,7 @@ class _Values(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_NH, weight_VH = ctx.saved_tensors
         found = _Gradients(ctx, hidden_NH, weight_VH)

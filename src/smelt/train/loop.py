@@ -17,12 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from smelt.core.errors import TrainingError
+from smelt.core.errors import TrainingError, TrainingStoppedError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train import distributed, hardware, report, state
 from smelt.train.average import Average
 from smelt.train.config import TrainConfig
+from smelt.train.curves import write_curves
 from smelt.train.distributed import Layout, World
 from smelt.train.gradients import Gradients, Map, ShardedModel, WholeModel
 from smelt.train.objectives import CrossEntropy, LossSum, Objective
@@ -124,7 +125,8 @@ class Run:
     def train(self, stop_after: int | None = None) -> state.Position:
         """Train to the end of the schedule, or for `stop_after` more steps; returns where the run stands.
 
-        Raises TrainingError where a loss or gradient is no number, CheckpointError where the folder cannot be used.
+        Raises TrainingError where a loss or gradient is no number, TrainingStoppedError after `stopping` was set, and
+        CheckpointError where the folder cannot be used.
         """
         with state.locked(self.folder) if self.world.writes else contextlib.nullcontext():
             self.world.wait()
@@ -136,6 +138,12 @@ class Run:
                 self.optimizer.spread = spread
                 self._train(spread, stop_after)
             self.save()
+            if self.world.writes:
+                write_curves(self.folder)
+        if self.stopping.is_set() and self.position.step < self.plan.total_steps:
+            raise TrainingStoppedError(
+                f"stopped after step {self.position.step} with a checkpoint; call again to go on"
+            )
         return self.position
 
     def save(self) -> None:
