@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from smelt.cli.data import data_app
 from smelt.cli.evaluate import EvalOptions
+from smelt.cli.model_options import ModelOption, ThreadsOption, WeightsOption
 from smelt.cli.options import takes
 from smelt.cli.record import RecordOptions, record_command
+from smelt.cli.serve import ServeOptions, serve_command
 from smelt.cli.train import TrainOptions, train_command
 
 app = typer.Typer(
@@ -20,41 +23,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A folder, a Hugging Face id, or a shipped model's name.", envvar="SMELT_MODEL"),
-]
+app.add_typer(data_app, name="data")
+
 UrlOption = Annotated[str, typer.Option("--url", help="Talk to this OpenAI-compatible URL instead (…/v1).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-WeightsOption = Annotated[
-    str, typer.Option("--weights", help="w8 (8-bit, fast) or fp32 (exact).", envvar="SMELT_WEIGHTS")
-]
-ThreadsOption = Annotated[
-    int, typer.Option("--threads", help="0: what the machine allows (see `smelt doctor`).", envvar="SMELT_THREADS")
-]
 
 
 @app.command()
-def serve(
-    model: ModelOption = "spark",
-    host: Annotated[
-        str, typer.Option(help="Address to bind; beyond loopback needs --api-key.", envvar="SMELT_HOST")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.", envvar="SMELT_PORT")] = 8000,
-    api_key: Annotated[list[str] | None, typer.Option(help="Accept this key; repeat for more.")] = None,
-    alias: Annotated[list[str] | None, typer.Option(help="Also answer to this model name; repeat for more.")] = None,
-    weights: WeightsOption = "w8",
-    threads: ThreadsOption = 0,
-    context: Annotated[
-        int, typer.Option(help="Lower context limit in tokens; 0: the model's own.", envvar="SMELT_CONTEXT_LEN", min=0)
-    ] = 0,
-) -> None:
+@takes(ServeOptions)
+def serve(options: ServeOptions) -> None:
     """Serve a model on an OpenAI-compatible API. Further settings: SMELT_* (docs/server.md)."""
-    from smelt.cli.serve import serve_command
-
-    chosen = {"host": host, "port": port, "model": model, "weights": weights, "threads": threads}
-    chosen["context_len"] = context
-    serve_command(chosen, api_keys=api_key or [], aliases=alias or [])
+    serve_command(options)
 
 
 @app.command()

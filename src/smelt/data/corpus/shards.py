@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,29 @@ def read_documents(folder: Path, split: Split = "train", sources: Iterable[str] 
         for shard in shards:
             if shard["source"] == name:
                 yield from read_lines(folder / shard["file"])
+
+
+def sample_documents(
+    folder: Path, num: int, seed: int, *, split: Split = "train", source: str | None = None
+) -> Iterator[Document]:
+    """`num` different documents (fewer where there are fewer), every one equally likely, in the corpus's order.
+
+    Raises InvalidRequestError where the corpus has no such source.
+    """
+    shards = [shard for shard in manifest_of(folder)["shards"] if shard["split"] == split]
+    if source is not None:
+        names = sorted({shard["source"] for shard in shards})
+        shards = [shard for shard in shards if shard["source"] == source]
+        if not shards:
+            raise InvalidRequestError(f"no source {source!r} in the {split} part; there are {', '.join(names)}")
+    count = sum(shard["num_documents"] for shard in shards)
+    wanted = set(random.Random(seed).sample(range(count), min(num, count)))
+    at = 0
+    for shard in shards:
+        here = {i - at for i in wanted if at <= i < at + shard["num_documents"]}
+        at += shard["num_documents"]
+        if here:
+            yield from (document for i, document in enumerate(read_lines(folder / shard["file"])) if i in here)
 
 
 def read_lines(path: Path) -> Iterator[Document]:
