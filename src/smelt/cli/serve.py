@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from smelt.cli.model_options import ModelOption, ThreadsOption, WeightsOption
 from smelt.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -14,11 +18,59 @@ if TYPE_CHECKING:
 
 
 _DEFAULT_URL = "http://127.0.0.1:8000/v1"
-_OPTIONS = {"port": "--port", "weights": "--weights", "threads": "--threads", "api_keys": "--api-key"}
+_OPTIONS = {
+    "port": "--port",
+    "weights": "--weights",
+    "threads": "--threads",
+    "api_keys": "--api-key",
+    "store": "--store",
+}
 
 
-def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[str]) -> None:
-    """Serve until interrupted. `chosen` are Settings fields given on the command line; the rest is SMELT_*."""
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `smelt serve` is told; the rest is SMELT_*."""
+
+    model: ModelOption = "spark"
+    host: Annotated[
+        str, typer.Option(help="Address to bind; beyond loopback needs --api-key.", envvar="SMELT_HOST")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port to bind.", envvar="SMELT_PORT")] = 8000
+    api_key: Annotated[list[str] | None, typer.Option(help="Accept this key; repeat for more.")] = None
+    alias: Annotated[list[str] | None, typer.Option(help="Also answer to this model name; repeat for more.")] = None
+    weights: WeightsOption = "w8"
+    threads: ThreadsOption = 0
+    context: Annotated[
+        int, typer.Option(help="Lower context limit in tokens; 0: the model's own.", envvar="SMELT_CONTEXT_LEN", min=0)
+    ] = 0
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where answers asked for with `store: true` are kept: a file, a database URL, or none. "
+            "Otherwise: the user's data folder.",
+            envvar="SMELT_STORE",
+        ),
+    ] = None
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of Settings, without those that were not given and have no default of their own."""
+        chosen = {
+            "host": self.host,
+            "port": self.port,
+            "model": self.model,
+            "weights": self.weights,
+            "threads": self.threads,
+            "context_len": self.context,
+        }
+        if self.api_key:
+            chosen["api_keys"] = tuple(self.api_key)
+        if self.store is not None:
+            chosen["store"] = self.store
+        return chosen
+
+
+def serve_command(options: ServeOptions) -> None:
+    """Serve until interrupted."""
     from pydantic import ValidationError
 
     from smelt.server.serve import run
@@ -26,11 +78,9 @@ def serve_command(chosen: dict[str, Any], *, api_keys: list[str], aliases: list[
 
     start = time.perf_counter()
     try:
-        if api_keys:
-            chosen = {**chosen, "api_keys": tuple(api_keys)}
-        settings = Settings(**chosen)
-        if aliases:
-            settings = Settings(**{**settings.model_dump(), "aliases": (*settings.aliases, *aliases)})
+        settings = Settings(**options.fields())
+        if options.alias:
+            settings = Settings(**{**settings.model_dump(), "aliases": (*settings.aliases, *options.alias)})
     except ValidationError as error:
         raise InvalidRequestError("; ".join(map(_plain, error.errors()))) from None
 
@@ -67,6 +117,7 @@ def first_page(ready: Ready, *, threads: int, seconds: float) -> str:
         f"smelt serves {llm.name} at {ready.base_url} (ready in {seconds:.1f} s)",
         f"  model    {limits}; answers to {', '.join(ready.names)}",
         f"  machine  {machine.isa}, {num_threads} threads: {why}",
+        f"  store    {ready.store}",
         "",
         *("  " + line for line in ready.snippet.splitlines()),
         "",

@@ -17,6 +17,7 @@ from smelt.server.errors import StartError
 from smelt.server.protocol import connection_class
 from smelt.server.service import ServedModel
 from smelt.server.settings import Settings
+from smelt.store.location import NOWHERE, locate
 
 if TYPE_CHECKING:
     from smelt.generate.llm import LLM
@@ -30,12 +31,16 @@ _NUM_ARENAS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A server that answers. base_url is what a client is given; snippet three lines of Python that use it."""
+    """A server that answers. base_url is what a client is given; snippet three lines of Python that use it.
+
+    store: where answers are kept when that is asked for, in words.
+    """
 
     base_url: str
     model: ServedModel
     names: tuple[str, ...]
     needs_key: bool
+    store: str = NOWHERE
 
     @property
     def snippet(self) -> str:
@@ -83,21 +88,28 @@ def run(settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable
         bound = settings.model_copy(update={"port": port})
         app = create_app(llm, bound)
         names = app.state.service.names
-        ready = Ready(base_url=f"{bound.url}/v1", model=llm, names=names, needs_key=bool(settings.api_keys))
-        server = _Server(_uvicorn_config(app, bound), lambda: on_ready(ready))
-        with (
-            contextlib.closing(app.state.service.storage),
-            contextlib.suppress(KeyboardInterrupt),
-        ):  # uvicorn raises the signal again when it has shut down
+        needs_key, store = bool(settings.api_keys), _store(settings)
+        ready = Ready(base_url=f"{bound.url}/v1", model=llm, names=names, needs_key=needs_key, store=store)
+        server = AnnouncingServer(_uvicorn_config(app, bound), lambda: on_ready(ready))
+        interrupted = contextlib.suppress(KeyboardInterrupt)  # uvicorn raises the signal again when it has shut down
+        with contextlib.closing(app.state.service.storage), interrupted:
             server.run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+def _store(settings: Settings) -> str:
+    found = locate(settings.store)
+    return "none: no answer is kept" if found is None else f"{found}, for answers asked with store: true"
+
+
+class AnnouncingServer(uvicorn.Server):
+    """uvicorn, with a call once requests are answered."""
+
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_started = on_started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, then say so."""
         await super().startup(sockets)
         self._on_started()
 
