@@ -1,23 +1,23 @@
-"""Tiny runs shared by the tests, also as a process of their own: `python -m tests.train.runs FOLDER '{"steps": 3}'`.
-
-Options: steps (all), stop_after, dtype, and fields of TrainConfig. Writes `weights.safetensors` when done, and in every
-process the step and a hash of the batches it was given.
-"""
+"""Tiny runs shared by the tests, in this process or in others that can be killed or brought together."""
 
 from __future__ import annotations
 
-import json
-import sys
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from smelt.train.distributed import joined
 from smelt.train.loop import Run, Stage
 from tests.tiny import tiny_config
 
@@ -42,9 +42,9 @@ class Uneven(Counting):
     def chunk(self, number: int) -> list[Batch]:
         rng = np.random.default_rng((self.seed, number))
         found = []
-        for i in range(4):
+        for i, learned in enumerate((0.2, 0.9, 0.5, 1.0)):
             rows = rng.integers(2, 90, size=(1 + i, 9 + 4 * i))
-            targets = np.where(rng.random(rows.shape) < (0.2, 0.9, 0.5, 1.0)[i], rows, -100)
+            targets = np.where(rng.random(rows.shape) < learned, rows, -100)
             targets[0, 0] = 5
             found.append(Batch(rows, targets))
         return found
@@ -53,8 +53,9 @@ class Uneven(Counting):
 def tiny_run(folder: Path, *, steps: int = 50, dtype: torch.dtype = torch.float32, **changes: Any) -> Run:
     """A run of two tiny layers on one thread of the CPU; `changes` replace what it is made of."""
     torch.set_num_threads(1)
-    model = Decoder(tiny_config("gemma3_text", num_layers=2)).to(dtype)
+    model = Decoder(tiny_config("gemma3_text", num_layers=2))
     model.init_weights(0)
+    model.to(dtype)
     stages = changes.pop("stages", [Stage(name="only", stream=Counting())])
     on_report = changes.pop("on_report", lambda report: None)
     fields: dict[str, Any] = {
@@ -68,24 +69,60 @@ def tiny_run(folder: Path, *, steps: int = 50, dtype: torch.dtype = torch.float3
     return Run(model=model, stages=stages, config=config, folder=folder, on_report=on_report)
 
 
-def main() -> None:
-    from safetensors.torch import save_file
+def uneven_run(folder: Path, **changes: Any) -> Run:
+    """A tiny run over `Uneven`, four batches a step."""
+    return tiny_run(folder, stages=[Stage(name="only", stream=Uneven())], **({"accumulate": 4, "steps": 6} | changes))
 
-    from smelt.train.distributed import joined
 
-    folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-    stop_after = options.pop("stop_after", None)
-    dtype = getattr(torch, options.pop("dtype", "float32"))
-    stream = {"counting": Counting, "uneven": Uneven}[options.pop("stream", "counting")]()
+def first_gradients(run: Run) -> dict[str, torch.Tensor]:
+    """The summed gradient of the first step, whole, before it is divided."""
+    batches = run.stages[0].stream.chunk(0)[run.world.rank :: run.world.size]
+    _, found = run.gradients(run.stages[0].objective, batches, map)
+    named = zip(run.optimizer.weights, found, strict=True)
+    return {name: run.layout.whole(name, part).clone() for name, part in named}
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in run.result().named_parameters()}
+
+
+def furthest(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    """The largest difference anywhere."""
+    assert set(a) == set(b)
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+Job = tuple[str, dict[str, Any], int | None]
+"""(folder, changes of `uneven_run`, stop_after)."""
+
+
+def processes() -> ForkServerContext:
+    """Real processes at the price of a fork: a server that has imported torch once makes them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.train.runs"])
+    return context
+
+
+def together(jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+    """Body of one of several processes: all jobs in turn. Rank 0 writes the gradients and weights of each."""
+    os.environ.update(environment)
     with joined(torch.device("cpu")) as world:
-        run = tiny_run(folder, dtype=dtype, stages=[Stage(name="only", stream=stream)], **options)
-        run.train(stop_after)
-        result = run.result()
-        if world.writes:
-            save_file(
-                {name: p.detach().clone() for name, p in result.named_parameters()}, folder / "weights.safetensors"
-            )
+        for folder, changes, stop_after in jobs:
+            run = uneven_run(Path(folder), **changes)
+            gradients = first_gradients(run)
+            run.train(stop_after)
+            found = weights(run)
+            if world.writes:
+                save_file(gradients, Path(folder) / "gradients.safetensors")
+                save_file(found, Path(folder) / "weights.safetensors")
 
 
-if __name__ == "__main__":
-    main()
+def endless(folder: str) -> None:
+    """Body of a process to be killed: forty steps with a checkpoint after each."""
+    tiny_run(Path(folder), steps=40, checkpoint_s=0.0, ema=0.9).train()
+
+
+def started(target: Any, *arguments: Any) -> ForkServerProcess:
+    process = processes().Process(target=target, args=arguments)
+    process.start()
+    return process

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,50 +11,84 @@ from safetensors.torch import load_file
 
 from smelt.core.errors import InvalidRequestError
 from smelt.train.distributed import World, check_batches
-from smelt.train.loop import Stage
-from tests.train.runs import Uneven, tiny_run
+from tests.train.runs import Job, first_gradients, furthest, started, together, uneven_run, weights
 
-ROOT = Path(__file__).resolve().parents[2]
+PARALLEL = ("replicate", "shard")
 
 
-def two_processes(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
-    """Run tests.train.runs in two processes; the whole weights at the end."""
+def two_processes(jobs: list[Job]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-m", "tests.train.runs", str(folder), json.dumps({"stream": "uneven", **options})]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}, cwd=ROOT, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=100)[1].decode() for process in processes]
-    finally:
-        for process in processes:
+    pair = [started(together, jobs, {**shared, "RANK": str(rank)}) for rank in range(2)]
+    for process in pair:
+        process.join(100)
+        if process.is_alive():
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
-    return load_file(folder / "weights.safetensors")
+    assert [process.exitcode for process in pair] == [0, 0]
 
 
-def one_process(folder: Path, stop_after: int | None = None, **options: Any) -> dict[str, torch.Tensor]:
-    run = tiny_run(folder, stages=[Stage(name="only", stream=Uneven())], **options)
-    run.train(stop_after)
-    return dict(run.result().named_parameters())
-
-
-def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert set(a) == set(b)
-    return max(float((a[name].detach() - b[name].detach()).abs().max()) for name in a)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything two processes do here, in one pair of them; `later` was begun by one process."""
+    found = tmp_path_factory.mktemp("both")
+    uneven_run(found / "later").train(stop_after=3)
+    jobs: list[Job] = [(str(found / parallel), {"parallel": parallel}, None) for parallel in PARALLEL]
+    jobs += [(str(found / f"begun_{parallel}"), {"parallel": parallel, "ema": 0.9}, 3) for parallel in PARALLEL]
+    two_processes([*jobs, (str(found / "later"), {"parallel": "shard"}, None)])
+    return found
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    return one_process(tmp_path_factory.mktemp("alone"), steps=6, accumulate=4)
+    run = uneven_run(tmp_path_factory.mktemp("alone"))
+    run.train()
+    return weights(run)
 
 
-@pytest.mark.parametrize("parallel", ["replicate", "shard"])
-def test_two_processes_are_one(tmp_path: Path, alone: dict[str, torch.Tensor], parallel: str) -> None:
-    """Unequal token counts per rank: batches 0 and 2 have 1 and 3 rows, batches 1 and 3 have 2 and 4."""
-    both = two_processes(tmp_path, steps=6, accumulate=4, parallel=parallel)
-    assert furthest(alone, both) < 1e-5
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_gradients_are_those_of_one_process(folder: Path, tmp_path: Path, parallel: str) -> None:
+    """Unequal token counts: rank 0 has the batches of 1 and 3 rows, rank 1 those of 2 and 4."""
+    sought = first_gradients(uneven_run(tmp_path))
+    found = load_file(folder / parallel / "gradients.safetensors")
+    count = sum(batch.num_learned for batch in uneven_run(tmp_path).stages[0].stream.chunk(0))
+    assert furthest(found, sought) / count < 1e-6
+    assert max(float(tensor.abs().max()) for tensor in sought.values()) / count > 1e-2
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_weights_are_those_of_one_process(folder: Path, alone: dict[str, torch.Tensor], parallel: str) -> None:
+    assert furthest(load_file(folder / parallel / "weights.safetensors"), alone) < 2e-6
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_one_process_goes_on_where_two_stopped(folder: Path, tmp_path: Path, parallel: str) -> None:
+    """The average's state and the data's order included."""
+    whole = uneven_run(tmp_path / "whole", ema=0.9)
+    whole.train()
+    resumed = uneven_run(folder / f"begun_{parallel}", ema=0.9)
+    assert resumed.train().step == 6
+    assert furthest(weights(resumed), weights(whole)) < 2e-6
+    assert furthest(resumed.average.state, whole.average.state) < 2e-6
+
+
+def test_two_processes_go_on_where_one_stopped(folder: Path, alone: dict[str, torch.Tensor]) -> None:
+    assert furthest(load_file(folder / "later" / "weights.safetensors"), alone) < 2e-6
+
+
+def test_only_one_process_writes(folder: Path) -> None:
+    lines = (folder / "replicate" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+
+
+def test_a_split_that_does_not_come_out_even_is_refused() -> None:
+    world = World(torch.device("cpu"), rank=0, size=2)
+    check_batches(3, world, "replicate")
+    with pytest.raises(InvalidRequestError, match="multiple of 2"):
+        check_batches(3, world, "shard")
+
+
+def test_sharding_needs_processes(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="torchrun"):
+        uneven_run(tmp_path, parallel="shard")
