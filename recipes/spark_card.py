@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.spark_config import SparkConfig
 from recipes.spark_data import available, source_hash
-from smelt.cli.suites import ABOUT, FAMILIES, GRADERS, held_out_cases, long_cases
+from smelt.cli.suites import ABOUT, FAMILIES, held_out_cases, long_cases
 from smelt.data import text
 from smelt.evals.cases import Question
 from smelt.evals.suite import sample
@@ -146,14 +146,14 @@ def evaluate(config: SparkConfig, folder: Path, data: Path | None) -> dict[str, 
     with opened(str(folder), options) as sampler:
         found = {"spark": summary(asked_rows(sampler, _asked(config, data), options))}
     with random_model(options) as sampler:
-        few = [one for suite in GRADERS for one in held_out_cases(suite, max(1, config.cases_per_language // 5))]
+        few = [one for suite in ABOUT for one in held_out_cases(suite, max(1, config.cases_per_language // 5))]
         found["random_weights_same_grammar"] = summary(asked_rows(sampler, few, options))
     return found
 
 
 def _asked(config: SparkConfig, data: Path | None) -> list[Question]:
     """Generated questions, long ones, the public sets' test parts and BFCL, as far as their files are there."""
-    asked: list[Question] = [one for suite in GRADERS for one in held_out_cases(suite, config.cases_per_language)]
+    asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, config.cases_per_language)]
     asked += long_cases(config.long_cases) if config.long_cases else []
     public = {source.name for source in available(data)} | {"bfcl"}
     for family in FAMILIES:

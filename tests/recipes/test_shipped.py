@@ -9,7 +9,7 @@ import pytest
 
 from smelt.checkpoint import open_checkpoint
 from smelt.cli.suites import GRADERS, as_case
-from smelt.data.tasks.mixture import held_out
+from smelt.data.tasks.suites import held_out
 from smelt.evals.suite import run
 from smelt.generate.llm import LLM
 from smelt.train.lineage import broken_at

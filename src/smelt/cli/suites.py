@@ -7,42 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from smelt.core.errors import InvalidRequestError
+from smelt.core.messages import Message
 from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
 from smelt.data.example import Example
 from smelt.data.sources import SOURCES, Source
 from smelt.data.tasks.catalog import LANGUAGES
-from smelt.data.tasks.mixture import HELD_OUT, held_out, held_out_long
+from smelt.data.tasks.suites import SUITES, held_out, held_out_long
 from smelt.evals import arithmetic, bfcl, code, ifeval, mmlu, needle, xquad
 from smelt.evals.cases import Case, Grader, Question
 
 PER_LANGUAGE = 100  # generated questions of a suite; the population a limit draws from
 LONG_CHARS = (1500, 3000, 6000, 12000)
-GRADERS: dict[str, Grader] = {
-    "tool_known": "call",
-    "tool_unseen": "call",
-    "no_tool": "no_call",
-    "tool_result": "phrases",
-    "extract": "json",
-    "extract_free": "json",
-    "classify": "json",
-    "service": "phrases",
-    "facts": "phrases",
-}
-ABOUT = {
-    "tool_known": "tools of the training catalogue, asked for in held-out phrasings with held-out values",
-    "tool_unseen": "tools never trained on, names, descriptions and phrasings included",
-    "no_tool": "no offered tool fits; right is an answer without a call",
-    "tool_result": "the answer to a tool's result holds every name and value of it",
-    "extract": "half held-out kinds of record, half held-out phrasings of known ones",
-    "extract_free": "labelled lines over random fields",
-    "classify": "one of 2 to 5 labels for a customer's message, held-out phrasings",
-    "service": "the reply to a held-out message names the right next step and repeats the order, name or product",
-    "facts": "a question in held-out words about one of 2 to 5 facts in the system prompt",
-}
+GRADERS = cast(dict[str, Grader], {name: suite.grader for name, suite in SUITES.items() if suite.grader})
+ABOUT = {name: suite.about for name, suite in SUITES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +54,8 @@ def as_case(example: Example, grader: Grader, suite: str) -> Case:
         messages=example.prompt,
         tools=example.tools,
         response_format=example.response_format,
-        parallel_tool_calls=False,
-        params=greedy(192),
+        parallel_tool_calls=len(example.answer.tool_calls) > 1,
+        params=greedy(_room(example.answer)),
     )
     return Case(
         suite=suite,
@@ -81,8 +64,25 @@ def as_case(example: Example, grader: Grader, suite: str) -> Case:
         request=request,
         answer=example.answer,
         phrases=example.phrases,
+        forbidden=example.forbidden,
+        checks=example.checks,
         chance=_chance(request),
     )
+
+
+def _room(answer: Message) -> int:
+    """Tokens allowed for an answer: 192, and more where the right one is long (a character is a token at worst)."""
+    length = len(answer.text) + sum(len(call.name) + len(call.arguments) for call in answer.tool_calls)
+    return 192 if length < 250 else 1024
+
+
+def grader_of(example: Example) -> Grader:
+    """How a generated question is graded, by what its right answer is."""
+    if example.answer.tool_calls:
+        return "call"
+    if example.checks or example.forbidden:
+        return "obeys"
+    return "json" if example.response_format.kind != "text" else "phrases"
 
 
 def _chance(request: ChatRequest) -> float | None:
@@ -95,7 +95,7 @@ def _chance(request: ChatRequest) -> float | None:
 def held_out_cases(suite: str, per_language: int = PER_LANGUAGE) -> list[Case]:
     """A generated suite in every language."""
     return [
-        as_case(example, GRADERS[suite], suite)
+        as_case(example, GRADERS.get(suite) or grader_of(example), suite)
         for language in LANGUAGES
         for example in held_out(suite, language, per_language)
     ]
@@ -104,7 +104,7 @@ def held_out_cases(suite: str, per_language: int = PER_LANGUAGE) -> list[Case]:
 def long_cases(per_size: int = 40) -> list[Case]:
     """Generated: one to three facts somewhere in a text, by its length."""
     return [
-        as_case(example, "phrases" if example.response_format.kind == "text" else "json", f"long_{num_chars}_chars")
+        as_case(example, grader_of(example), f"long_{num_chars}_chars")
         for num_chars in LONG_CHARS
         for example in held_out_long("en", num_chars, per_size)
     ]
@@ -139,10 +139,14 @@ def _needle(data: Path) -> list[Case]:
     return [case for language, texts in hay.items() for case in needle.cases(texts, language, greedy(32))]
 
 
+def _generator(suite: str) -> Callable[[Path], list[Case]]:
+    return lambda data: held_out_cases(suite)
+
+
 def _generated() -> Iterator[Family]:
-    for suite in HELD_OUT:
-        if suite in GRADERS:
-            yield Family(name=suite, about=ABOUT[suite], make=lambda data, suite=suite: held_out_cases(suite))  # type: ignore[misc]
+    for suite in SUITES:
+        about = ABOUT[suite]
+        yield Family(name=suite, about=about, make=_generator(suite))
     yield Family(
         name="long",
         about="one to three facts somewhere in a text of that many characters, English",
@@ -156,7 +160,7 @@ def _public() -> Iterator[Family]:
         yield Family(
             name=source.name,
             about=f"test part of {source.origin}: a call among 1 to 5 tools, or JSON, exact",
-            make=lambda data, source=source: public_cases(source, data),  # type: ignore[misc]
+            make=partial(public_cases, source),
             needs=(source.file, source.test_file) if source.test_file else (source.file,),
             suites=(f"{source.name}_call", f"{source.name}_json"),
         )

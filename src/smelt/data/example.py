@@ -14,6 +14,8 @@ class Example:
     """A conversation whose last message is the assistant's right answer.
 
     `phrases`: texts a free answer must contain to count as right (calls and JSON are compared as values).
+    `forbidden`: texts it must not hold, not even spelled backwards or in another case. `checks`: what else must be
+    true of it, as `smelt.evals.obedience` reads them ("upper", "starts:Note").
     """
 
     skill: str
@@ -22,6 +24,8 @@ class Example:
     tools: tuple[Tool, ...] = ()
     response_format: ResponseFormat = ResponseFormat()
     phrases: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:

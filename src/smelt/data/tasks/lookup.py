@@ -19,7 +19,6 @@ _ASK = {
     "de": ["Was ist {l} von {n}?", "Nenne {l} von {n}."],
     "zh": ["{n}的{l}是什么？", "告诉我{n}的{l}。"],
 }
-_ABSENT = {"en": "There is no such entry.", "de": "Dazu gibt es keinen Eintrag.", "zh": "没有这一项。"}
 _LABELS = "code phone email address date time amount room order city invoice account".split()
 _FILLER = {
     "en": [
@@ -67,23 +66,6 @@ def repeat_example(v: Values) -> Example:
     text = v.pick([", ", " ", "; ", "\n"]).join(parts)
     turns = [Message.of("user", v.pick(_REPEAT[v.language]).format(t=text)), Message.of("assistant", text)]
     return Example(skill="repeat", language=v.language, messages=tuple(turns), phrases=(text,))
-
-
-def list_example(v: Values) -> Example:
-    """Named values in a list, asked for by name: many small look-ups in one conversation, some for names not there."""
-    rows = {_row_name(v): v.draw(v.pick(_KINDS)).text for _ in range(v.rng.randint(2, 8))}
-    names = list(rows)
-    listing = "\n".join(f"{name}: {value}" for name, value in rows.items())
-    turns: list[Message] = []
-    for i in range(v.rng.randint(2, 6)):
-        name = _row_name(v) if v.chance(0.4) else v.pick(names)
-        user = name if i else f"{listing}\n\n{name}"
-        turns += [Message.of("user", user), Message.of("assistant", rows.get(name, _ABSENT[v.language]))]
-    return Example(skill="lookup", language=v.language, messages=tuple(turns), phrases=(turns[-1].text,))
-
-
-def _row_name(v: Values) -> str:
-    return v.draw(v.pick(["city", "person", "company", "code", "product"])).text
 
 
 def filler(v: Values) -> str:

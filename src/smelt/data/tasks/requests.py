@@ -146,22 +146,6 @@ def invented_ask(v: Values) -> Ask:
     )  # fmt: skip
 
 
-def bare_ask(v: Values) -> Ask:
-    """A request for an invented tool without parameters: nothing to copy, only a tool to recognise."""
-    verb = v.pick(list(_VERBS))
-    identifier, noun = _noun(v)
-    tool = Tool(
-        name=spelled(v, f"{verb}_{identifier}"),
-        description=_VERBS[verb][v.language].format(n=noun) if v.chance(0.7) else "",
-        parameters=object_schema(v, []),
-    )
-    said = _VERBS[verb][v.language].format(n=noun)
-    polite = v.pick(_POLITE[v.language])
-    if v.language == "en" and not polite.startswith("{t}"):
-        said = said[0].lower() + said[1:]
-    return Ask(text=polite.format(t=said), tool=tool, arguments="{}", key=f"{verb} {identifier}")
-
-
 def _noun(v: Values) -> tuple[str, str]:
     if v.split == "train" and v.chance(0.3):
         invented = v.invented()

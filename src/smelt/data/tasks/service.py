@@ -108,3 +108,11 @@ def classify_example(v: Values, skill: str = "classify") -> Example:
         messages=tuple(turns),
         response_format=ResponseFormat(kind="json_schema", name=v.pick(["result", "answer", key]), schema=schema),
     )
+
+
+def customer_message(v: Values) -> tuple[str, str, list[str]]:
+    """An intent, a message of that intent, and a few intents to choose from."""
+    intents = _intents()
+    names = v.rng.sample(list(intents), k=v.rng.randint(2, 5))
+    name = v.pick(names)
+    return name, _turn(v, intents[name], {})[0], names

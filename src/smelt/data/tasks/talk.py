@@ -48,7 +48,7 @@ def system_turn(v: Values, probability: float = 0.3) -> tuple[Message, ...]:
 def talk_pair(v: Values) -> tuple[str, str]:
     """What somebody says in passing, and the answer."""
     block = v.pick(blocks("talk.txt"))
-    return v.pick(block.said[v.language]), block.replies[v.language]
+    return v.pick(block.said[v.language]), block.replies[v.language].replace("{name}", v.limits.name)
 
 
 def talk_example(v: Values) -> Example:

@@ -9,7 +9,6 @@ from smelt.data.example import Example, call_message, compact_json
 from smelt.data.tasks.catalog import Block, blocks
 from smelt.data.tasks.requests import (
     Ask,
-    bare_ask,
     catalog_ask,
     code_ask,
     describe,
@@ -41,7 +40,8 @@ _RIVALS = (
 Asker = Callable[[Values], Ask]
 
 
-def _rivals(key: str) -> set[str]:
+def rivals(key: str) -> set[str]:
+    """The keys of tools that could answer a request for the tool `key`, itself among them."""
     return set().union({key}, *(group for group in _RIVALS if key in group))
 
 
@@ -70,7 +70,7 @@ def unseen_ask(v: Values) -> Ask:
 
 def others(v: Values, asks: Sequence[Ask], count: int) -> list[Tool]:
     """`count` tools that do not answer any of `asks`."""
-    barred = set().union(*(_rivals(ask.key) for ask in asks))
+    barred = set().union(*(rivals(ask.key) for ask in asks))
     taken = {ask.tool.name for ask in asks}
     found: list[Tool] = []
     while len(found) < count:
@@ -109,9 +109,9 @@ def session_example(v: Values) -> Example:
     keys: set[str] = set()
     kept = []
     for ask in asks:
-        if not _rivals(ask.key) & keys:
+        if not rivals(ask.key) & keys:
             kept.append(ask)
-            keys |= _rivals(ask.key)
+            keys |= rivals(ask.key)
     tools = {ask.tool.name: ask.tool for ask in kept}
     if len(tools) < len(kept):
         return call_example(v)
@@ -133,7 +133,7 @@ def session_example(v: Values) -> Example:
 def _refusal(v: Values, asks: Sequence[Ask], offered: Sequence[Tool]) -> list[Message]:
     names = {tool.name for tool in offered}
     stranger = train_ask(v)
-    barred = set().union(*(_rivals(ask.key) for ask in asks))
+    barred = set().union(*(rivals(ask.key) for ask in asks))
     if stranger.key in barred or stranger.tool.name in names or "search_web" in barred or v.chance(0.3):
         said, reply = talk_pair(v)
         return [Message.of("user", said), Message.of("assistant", reply)]
@@ -153,42 +153,6 @@ def no_tool_example(v: Values, asker: Asker = train_ask, skill: str = "no_tool")
     tools = [tool for tool in others(v, [ask], count + 1) if "search" not in tool.name][:count]
     messages = (*system_turn(v), Message.of("user", ask.text), Message.of("assistant", NO_TOOL[v.language]))
     return Example(skill=skill, language=v.language, messages=messages, tools=tuple(tools))
-
-
-def offered_example(v: Values) -> Example:
-    """A few tools and several short requests, about half of which none of them fits.
-
-    Whether a tool fits is learned from the contrast: the same tools stand before a request that one of them answers
-    and before one that none does.
-    """
-    asks: list[Ask] = []
-    keys: set[str] = set()
-    for _ in range(v.pick([1, 2, 2, 3, 4])):
-        ask = _short_ask(v)
-        if not _rivals(ask.key) & keys and ask.tool.name not in {other.tool.name for other in asks}:
-            asks.append(ask)
-            keys |= _rivals(ask.key)
-    offered = [ask.tool for ask in asks]
-    v.rng.shuffle(offered)
-    turns: list[Message] = []
-    for i in range(v.rng.randint(2, 5)):
-        if turns and turns[-1].tool_calls:
-            turns += [Message.of("tool", "ok", tool_call_id=f"call_{i - 1}"), Message.of("assistant", "OK.")]
-        stranger = _short_ask(v)
-        if v.chance(0.5) or stranger.key in keys or stranger.tool.name in {tool.name for tool in offered}:
-            ask = v.pick(asks)
-            turns += [Message.of("user", ask.text), call_message(ask.tool.name, ask.arguments, f"call_{i}")]
-        else:
-            turns += [Message.of("user", stranger.text), Message.of("assistant", NO_TOOL[v.language])]
-    return Example(skill="offered", language=v.language, messages=tuple(turns), tools=tuple(offered))
-
-
-def _short_ask(v: Values) -> Ask:
-    draw = v.rng.random()
-    if draw < 0.35:
-        block = v.pick(train_blocks())
-        return catalog_ask(v, block, train_templates(block, v.language))
-    return bare_ask(v) if draw < 0.75 else code_ask(v)
 
 
 def result_example(v: Values, asker: Asker = train_ask, skill: str = "result") -> Example:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from smelt.data.example import compact_json
+from smelt.data.tasks.about import Limits
 from smelt.data.tasks.catalog import words
 
 Split = Literal["train", "test"]
@@ -69,9 +70,15 @@ class Values:
         language: str,
         split: Split = "train",
         pools: Mapping[str, Sequence[str]] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen value
     ) -> None:
-        """`pools`: sentences per language; a third of the words of a value, and noise around requests, come from it."""
+        """`pools`: sentences per language; a third of the words of a value, and noise around requests, come from it.
+
+        `wild` is that third: a generator whose texts should read well lowers it.
+        `limits`: what the model says of itself.
+        """
         self.rng, self.language, self.split = rng, language, split
+        self.wild, self.limits = 0.35, limits
         self.pool = (pools or {}).get(language, ())
 
     def draw(self, kind: str, enum_language: str | None = None) -> Value:
@@ -84,7 +91,7 @@ class Values:
             return self._items()
         if kind in _NUMERIC:
             return _NUMERIC[kind](self)
-        if self.pool and kind in _OPEN and self.chance(0.35):
+        if self.pool and kind in _OPEN and self.chance(self.wild):
             text = self.span(*_OPEN[kind])
         else:
             text = _TEXTUAL[kind](self) if kind in _TEXTUAL else self.word(kind)
