@@ -196,7 +196,7 @@ def test_the_loop_learns_the_preference(tmp_path: Path) -> None:
     assert reports[0].loss == pytest.approx(math.log(2), abs=1e-5)
     assert reports[-1].loss < 0.6
     assert reports[-1].logs["accuracy"] == 1.0
-    assert reports[-1].logs["margin"] > reports[1].logs["margin"] > 0
+    assert reports[-1].logs["margin"] > 0.1
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": 2.5}, {"label_smoothing": 0.5}, {"rpo_alpha": -1.0}])

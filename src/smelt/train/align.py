@@ -1,6 +1,6 @@
-"""Preference tuning as a value for the one loop: DPO and its kin (Rafailov et al. 2023, arXiv:2305.18290).
+"""What a model is aligned by, as values for the one loop: answers shown, and answers preferred.
 
-Shapes: P pairs of a batch, N learned tokens.
+Preference: DPO and its kin (Rafailov et al. 2023, arXiv:2305.18290). Shapes: P pairs of a batch, N learned tokens.
 """
 
 from __future__ import annotations
@@ -15,9 +15,39 @@ from smelt.core.errors import InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.data.preferences import PairBatch
 from smelt.model.decoder import Decoder
-from smelt.train.linear_loss import chunked_values
-from smelt.train.losses import PreferenceKind, chosen_nll, preference, preference_margins, token_log_probs
+from smelt.train.linear_loss import chunked_loss, chunked_values
+from smelt.train.losses import (
+    PreferenceKind,
+    chosen_nll,
+    cross_entropy,
+    preference,
+    preference_margins,
+    token_log_probs,
+)
 from smelt.train.objectives import LossSum, learned_hidden, on_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTokens:
+    """`train.objectives.Objective`: cross-entropy of learned tokens, and how often the model's first guess is right.
+
+    The latter is what OpenAI calls token accuracy; it is reported as `accuracy`.
+    """
+
+    name: str = "answers"
+
+    def __call__(self, model: Decoder, batch: Batch, device: torch.device) -> LossSum:
+        """Sum over the learned tokens of one batch."""
+        targets = batch.targets[batch.targets >= 0]
+        targets_N, hits = on_device(targets, device), [torch.zeros((), dtype=torch.int64, device=device)]
+        hidden_NH = learned_hidden(model, batch, device)
+
+        def piece(logits_nV: Tensor, rows: slice) -> Tensor:
+            hits[0] = hits[0] + (logits_nV.detach().argmax(-1) == targets_N[rows]).sum()
+            return cross_entropy(logits_nV, targets_N[rows]).sum()
+
+        total = chunked_loss(hidden_NH, model.head_weight, piece)
+        return LossSum(total, float(len(targets)), {"accuracy": float(hits[0])})
 
 
 @dataclass(frozen=True, kw_only=True)
