@@ -18,7 +18,7 @@ from smelt.evals import graders
 from smelt.evals.grade import Grade
 from smelt.evals.instructions import Instruction
 
-Grader = Literal["call", "no_call", "json", "phrases", "any_of_calls", "number", "span", "instructions"]
+Grader = Literal["call", "no_call", "json", "phrases", "any_of_calls", "number", "span", "instructions", "obeys"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class Case:
     phrases: a text with every one of `phrases`. any_of_calls: one call with a name and argument values that `accepted`
     allows ({name: {argument: [values]}}, "" among the values where it may be left out; BFCL's form). number: the last
     number equals that of `phrases[0]`. span: one of `phrases`, by exact match and F1. instructions: every one is kept.
+    obeys: a text with every one of `phrases`, none of `forbidden` in any disguise, and true to `checks` (obedience.py).
     `detail`: a second way to group within the suite, for tables ("depth 25").
     """
 
@@ -87,6 +88,8 @@ class Case:
     phrases: tuple[str, ...] = ()
     accepted: Mapping[str, Mapping[str, list[Any]]] = field(default_factory=dict)
     instructions: tuple[Instruction, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
     group: str = ""
     detail: str = ""
     chance: float | None = None

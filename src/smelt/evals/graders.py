@@ -11,6 +11,7 @@ from smelt.core.messages import Message
 from smelt.evals import text_graders
 from smelt.evals.grade import Grade
 from smelt.evals.instructions import grade_instructions
+from smelt.evals.obedience import obeys
 
 if TYPE_CHECKING:
     from smelt.evals.cases import Case
@@ -30,6 +31,9 @@ def grade(case: Case, answer: Message) -> Grade:
         return text_graders.grade_span(case.phrases, answer.text, case.language)
     if case.grader == "instructions":
         return grade_instructions(case.instructions, answer.text)
+    if case.grader == "obeys":
+        held = obeys(answer.text, case.phrases, case.forbidden, case.checks)
+        return Grade(exact=not answer.tool_calls and held)
     if case.answer is None:
         raise ValueError(f"a case of the grader {case.grader!r} needs an answer to compare with")
     return _grade_call(case.answer, answer) if case.grader == "call" else _grade_json(case.answer.text, answer)

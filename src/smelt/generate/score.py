@@ -27,7 +27,8 @@ def score_text(llm: LLM, request: ScoreRequest) -> TextScore:
     if not request.text:
         raise InvalidRequestError("The text to score is empty; expected at least one character.", param="text")
     tokenizer = llm.tokenizer
-    begin = [tokenizer.bos_id] if tokenizer.bos_id is not None else list(llm.config.eos_ids[:1])
+    first = (tokenizer.bos_id, llm.config.bos_id, *llm.config.eos_ids)
+    begin = [token_id for token_id in first if token_id is not None][:1]
     text_ids = tokenizer.encode(request.text)
     prompt_ids = [*begin, *tokenizer.encode(request.context), *text_ids]
     echoed: PromptText | None = None
