@@ -61,14 +61,18 @@ class CacheReport:
     left_s: float = 0.0
 
 
-def print_report(report: CacheReport) -> None:
-    """A plain line on the terminal."""
+def report_line(report: CacheReport) -> str:
+    """A plain line."""
     size = f"{report.bytes_total / 1e6:,.1f} MB in all"
     if report.tokens_per_s <= 0:
-        print(f"teacher cache: {report.num_chunks} chunks, about {size}; {report.num_done} are there", flush=True)  # noqa: T201
-        return
+        return f"teacher cache: {report.num_chunks} chunks, about {size}; {report.num_done} are there"
     rate = f"{report.tokens_per_s:,.0f} tokens/s, {report.left_s / 60:.1f} min left"
-    print(f"teacher cache: {report.num_done}/{report.num_chunks} chunks, {size}, {rate}", flush=True)  # noqa: T201
+    return f"teacher cache: {report.num_done}/{report.num_chunks} chunks, {size}, {rate}"
+
+
+def print_report(report: CacheReport) -> None:
+    """`report_line` on the terminal."""
+    print(report_line(report), flush=True)  # noqa: T201
 
 
 def build_cache(
