@@ -55,7 +55,7 @@ def reference_log_probs(
     """
     path = reference_path(model, pairs, folder)
     found = _kept(path, len(pairs))
-    missing = np.flatnonzero(np.isnan(found).any(1))
+    missing: list[int] = np.flatnonzero(np.isnan(found).any(1)).tolist()
     began = saved = time.monotonic()
     with torch.no_grad():
         for count, index in enumerate(missing, 1):
