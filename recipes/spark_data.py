@@ -9,9 +9,11 @@ from pathlib import Path
 
 from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
 from smelt.chat.signatures import schema_signature, tool_signatures
-from smelt.data.batches import BatchStream, mixed
+from smelt.data.batches import mixed
 from smelt.data.example import Example
+from smelt.data.prefetch import Prefetched
 from smelt.data.sources import SOURCES, Source
+from smelt.data.stream import Conversations, PackedStream
 from smelt.data.tasks.mixture import Mixture
 from smelt.data.text import Pools, read_pools
 from smelt.tokenizer import Tokenizer, train_tokenizer
@@ -27,6 +29,7 @@ MAIN = Mixture(
 )  # fmt: skip
 FINAL = Mixture(weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
 SOURCE_SHARE = 0.15
+CHUNK_ROWS = 32
 # With 1 the choice between calling and saying that no tool fits was not learned in 18 M tokens; with 5 it was.
 DECISION_WEIGHT = 5.0
 
@@ -80,15 +83,19 @@ def make_stages(
 ) -> list[Stage]:
     """Copying first, then everything short, then everything with longer texts while the rate falls."""
 
-    def stream(mixture: Mixture, seed: int, max_len: int, share: float) -> BatchStream:
-        return BatchStream(
-            example_at=mixed(dataclasses.replace(mixture, pools=pools), seed, sources, share),
-            renderer=renderer,
+    def stream(mixture: Mixture, seed: int, max_len: int, share: float) -> Prefetched:
+        example_at = mixed(dataclasses.replace(mixture, pools=pools), seed, sources, share)
+        row_len = max(1024, max_len)
+        rows = max(1, batch_tokens // row_len)
+        packed = PackedStream(
+            sources=[(Conversations(example_at=example_at, renderer=renderer, max_len=max_len), 1.0)],
+            row_len=row_len,
+            rows=rows,
             pad_id=pad_id,
-            batch_tokens=batch_tokens,
-            max_len=max_len,
             seed=seed,
+            batches_per_chunk=max(1, CHUNK_ROWS // rows),
         )
+        return Prefetched(packed)
 
     return [
         Stage(name="copying", stream=stream(EARLY, 11, 320, 0.0), until_tokens=early_tokens),

@@ -1,9 +1,6 @@
-"""Examples to batches of token ids, in an order that depends on the seed and nothing else.
+"""Conversations as token ids, and the batch that training consumes. Shapes: B rows, T tokens.
 
-A stream is a pure function of the chunk number: a chunk of examples is rendered, sorted by length and cut into
-batches of rows of like length, padded on the right, so that no row holds two documents and causal attention
-never sees padding. Where training stopped is two integers; going on from there gives the same batches.
-Shapes: B rows, T tokens.
+`data.stream` makes batches of conversations and running text; `data.packing` puts them into rows.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smelt.chat.house import HouseRenderer
 from smelt.chat.renderer import Renderer
 from smelt.data.example import Example
 from smelt.data.tasks.mixture import Mixture
@@ -64,49 +60,6 @@ def encode(renderer: Renderer, example: Example) -> Encoded:
     """The conversation through the one template there is."""
     rendered = renderer.render(example.messages, tools=example.tools, response_format=example.response_format)
     return Encoded(rendered.ids, rendered.loss_mask, rendered.privileges)
-
-
-def collate(rows: Sequence[Encoded], pad_id: int, multiple: int = 16) -> Batch:
-    """Rows padded to the longest, its length rounded up to `multiple`."""
-    longest = max(len(row.ids) for row in rows) - 1
-    width = -(-longest // multiple) * multiple
-    inputs = np.full((len(rows), width), pad_id, dtype=np.int64)
-    targets = np.full((len(rows), width), -100, dtype=np.int64)
-    for i, row in enumerate(rows):
-        ids, mask = np.array(row.ids), np.frombuffer(row.loss_mask, dtype=np.uint8)
-        inputs[i, : len(ids) - 1] = ids[:-1]
-        targets[i, : len(ids) - 1] = np.where(mask[1:] == 1, ids[1:], -100)
-    return Batch(inputs, targets)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchStream:
-    """Batches of about `batch_tokens` tokens (padding included), chunk by chunk.
-
-    Examples longer than `max_len` tokens are left out. `example_at(i)` must always give the same example for i.
-    """
-
-    example_at: ExampleAt
-    renderer: HouseRenderer
-    pad_id: int
-    batch_tokens: int
-    max_len: int
-    seed: int
-    chunk_examples: int = 512
-
-    def chunk(self, number: int) -> list[Batch]:
-        """Chunk `number` (0, 1, ...) as batches in their order."""
-        first = number * self.chunk_examples
-        rows = [encode(self.renderer, self.example_at(first + i)) for i in range(self.chunk_examples)]
-        rows = sorted((row for row in rows if len(row.ids) <= self.max_len), key=lambda row: len(row.ids))
-        groups: list[list[Encoded]] = [[]]
-        for row in rows:
-            if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > self.batch_tokens:
-                groups.append([])
-            groups[-1].append(row)
-        batches = [collate(group, self.pad_id) for group in groups if group]
-        random.Random(f"{self.seed}/{number}").shuffle(batches)
-        return batches
 
 
 @dataclass(frozen=True, kw_only=True)
