@@ -19,6 +19,7 @@ from smelt.model.decoder import Decoder
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.distributed import joined
 from smelt.train.loop import Run, Stage
+from smelt.train.report import Report
 from tests.tiny import tiny_config
 
 
@@ -57,7 +58,7 @@ def tiny_run(folder: Path, *, steps: int = 50, dtype: torch.dtype = torch.float3
     model.init_weights(0)
     model.to(dtype)
     stages = changes.pop("stages", [Stage(name="only", stream=Counting())])
-    on_report = changes.pop("on_report", lambda report: None)
+    hooks = {name: changes.pop(name) for name in ("on_report", "stopping") if name in changes}
     fields: dict[str, Any] = {
         "schedule": ScheduleConfig(total_steps=steps, warmup_steps=5),
         "optimizer": OptimizerConfig(adam_lr=1e-2),
@@ -66,7 +67,11 @@ def tiny_run(folder: Path, *, steps: int = 50, dtype: torch.dtype = torch.float3
         "device": "cpu",
     }
     config = TrainConfig(**(fields | changes))
-    return Run(model=model, stages=stages, config=config, folder=folder, on_report=on_report)
+    return Run(model=model, stages=stages, config=config, folder=folder, **({"on_report": _silent} | hooks))
+
+
+def _silent(report: Report) -> None:
+    pass
 
 
 def uneven_run(folder: Path, **changes: Any) -> Run:
