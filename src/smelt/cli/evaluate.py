@@ -34,6 +34,7 @@ class EvalOptions:
     ] = "spark"
     name: Annotated[str, typer.Option("--model", "-m", help="The model's name at the URL.")] = ""
     data: Annotated[Path | None, typer.Option(help="Folder of public data.", envvar="SMELT_DATA")] = None
+    corpus: Annotated[Path | None, typer.Option(help="A corpus of `smelt data build`: its held-out part.")] = None
     suite: Annotated[str, typer.Option(help="Only these suites, by comma (see --list).")] = ""
     limit: Annotated[int, typer.Option(help="At most so many questions a suite; 0: all.", min=0)] = 0
     out: Annotated[Path | None, typer.Option(help="Also write the result here: .json, or .md for tables.")] = None
@@ -52,21 +53,31 @@ class EvalOptions:
 
 def evaluate_command(options: EvalOptions) -> None:
     """Ask what was not asked before, then print the table or one JSON object."""
-    from smelt.cli.suites import FAMILIES, questions
+    from smelt.cli.suites import questions
 
     if options.show_list:
-        for family in FAMILIES:
-            missing = "" if family.available(options.data) else f"  [needs --data with {' and '.join(family.needs)}]"
-            names = f" ({', '.join(family.suites)})" if family.suites else ""
-            print(f"{family.name}{names}: {family.about}{missing}")
+        print(listed(options.data))
         return
-    asked = _limited(questions([name for name in options.suite.split(",") if name], options.data), options.limit)
+    names = [name.strip() for name in options.suite.split(",") if name.strip()]
+    asked = _limited(questions(names, options.data, options.corpus), options.limit)
     report = evaluation(options, asked)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         text = markdown(report) if options.out.suffix == ".md" else json.dumps(report, indent=1, ensure_ascii=False)
         options.out.write_text(text + "\n", "utf-8")
     print(json.dumps(report, ensure_ascii=False) if options.as_json else shown(report))
+
+
+def listed(data: Path | None) -> str:
+    """Every suite with what it asks and what it lacks, and the names for several at once."""
+    from smelt.cli.suites import FAMILIES, GROUPS, corpus_family
+
+    lines = []
+    for family in (corpus_family(None), *FAMILIES):
+        missing = "" if family.available(data) else f"  [needs --data with {' and '.join(family.needs)}]"
+        names = f" ({', '.join(family.suites)})" if family.suites else ""
+        lines.append(f"{family.name}{names}: {family.about}{missing}")
+    return "\n".join([*lines, *(f"{name} = {', '.join(members)}" for name, members in GROUPS.items())])
 
 
 def evaluation(options: EvalOptions, asked: Sequence[Question]) -> dict[str, Any]:

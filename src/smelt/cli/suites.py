@@ -5,7 +5,7 @@ A family makes questions of one or more suites. Its files lie under the data fol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from smelt.data.tasks.catalog import LANGUAGES
 from smelt.data.tasks.suites import SUITES, held_out, held_out_long
 from smelt.evals import arithmetic, bfcl, code, ifeval, mmlu, needle, xquad
 from smelt.evals.cases import Case, Grader, Question
+from smelt.evals.passages import Passage
 
 PER_LANGUAGE = 100  # generated questions of a suite; the population a limit draws from
 LONG_CHARS = (1500, 3000, 6000, 12000)
@@ -223,16 +224,47 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-def questions(names: Sequence[str], data: Path | None) -> list[Question]:
-    """Questions of the named families or suites; of every family whose files are there when none is named.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "generated": (*SUITES, "long"),
+    "hierarchy": tuple(name for name in SUITES if name.startswith("ih_")),
+    "public": tuple(source.name for source in SOURCES),
+}
+"""Names for several families at once."""
+
+
+def corpus_family(folder: Path | None) -> Family:
+    """The held-out documents of a corpus made by `smelt data build`, a suite a language."""
+
+    def make(_: Path) -> list[Passage]:
+        from smelt.data.corpus.shards import read_documents
+
+        if folder is None:
+            raise InvalidRequestError("--suite corpus needs a folder made by `smelt data build` (--corpus)")
+        return [
+            Passage(suite=f"corpus_{one.language}", language=one.language, text=one.text, group=one.group)
+            for one in read_documents(folder, "valid")
+        ]
+
+    return Family(
+        name="corpus",
+        about="bits per byte of the held-out documents of a corpus (--corpus)",
+        make=make,
+        suites=tuple(f"corpus_{language}" for language in LANGUAGES),
+    )
+
+
+def questions(names: Sequence[str], data: Path | None, corpus: Path | None = None) -> list[Question]:
+    """Questions of the named groups, families or suites; of every family whose files are there when none is named.
 
     Raises InvalidRequestError for an unknown name and for files that are not there.
     """
+    families = (corpus_family(corpus), *FAMILIES)
     if not names:
-        return [one for family in FAMILIES if family.available(data) for one in family.make(data or Path())]
+        here = [family for family in families if family.available(data) and (family.name != "corpus" or corpus)]
+        return [one for family in here for one in family.make(data or Path())]
     found: list[Question] = []
-    wanted = set(names)
-    for family in FAMILIES:
+    wanted = {member for name in names for member in GROUPS.get(name, (name,))}
+    for family in families:
         chosen = wanted & {family.name, *family.suites}
         if not chosen:
             continue
@@ -243,6 +275,6 @@ def questions(names: Sequence[str], data: Path | None) -> list[Question]:
         made = family.make(data or Path())
         found += [one for one in made if family.name in chosen or one.suite in chosen]
     if wanted:
-        known = ", ".join(family.name for family in FAMILIES)
+        known = ", ".join([*GROUPS, *(family.name for family in families)])
         raise InvalidRequestError(f"--suite {', '.join(sorted(wanted))}: no such suite; there are {known}")
     return found
