@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import queue
@@ -21,6 +19,7 @@ from smelt.generate.collect import collect
 from smelt.generate.completion import Event, TextReader, raw_prompt
 from smelt.generate.constrain import check_schemas, constrain, is_named, offered_tools
 from smelt.generate.grammar import GrammarCompiler
+from smelt.generate.inbox import Inbox, joined
 from smelt.generate.options import LLMOptions, window
 from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
 from smelt.generate.run import Run
@@ -211,25 +210,25 @@ class LLM:
     async def stream(self, prepared: Prepared, *, n: int = 1, tenant: str = "") -> AsyncGenerator[Event, None]:
         """The answer as it is made. Events of the n choices interleave; AnswerUsage is the last.
 
+        What is drawn while nobody takes it comes as one event: a lone reader gets every token at once, and under load
+        events hold several.
+
         Nothing is submitted before the first `__anext__`, which raises OverloadedError when the queue is full:
         await one event before sending response headers. Closing the generator (`aclose`, cancellation) aborts the
         work in the engine at once. Raises EngineError when the engine fails.
         """
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[EngineEvent] = asyncio.Queue()
-
-        def sink(event: EngineEvent) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(inbox.put_nowait, event)
-
+        inbox: Inbox[EngineEvent] = Inbox()
         run = Run(prepared, self._loop, self.tokenizer, n=n, tenant=tenant)
         try:
-            run.start(sink)
+            run.start(inbox.put)
             for shown in run.opening():
                 yield shown
             while not run.done:
-                for shown in run.feed(await inbox.get()):
+                events, failure = run.feed_all(await inbox.take())
+                for shown in joined(events):
                     yield shown
+                if failure is not None:
+                    raise failure
         finally:
             run.abort()
 

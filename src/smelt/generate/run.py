@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from smelt.core.errors import EngineError
@@ -106,6 +106,17 @@ class Run:
             prepared = self._prepared
             events.append(AnswerUsage(Usage(len(prepared.prompt_ids), self._completion_tokens, self._cached_tokens)))
         return events
+
+    def feed_all(self, events: Iterable[EngineEvent]) -> tuple[list[Event], EngineError | None]:
+        """What they make visible together, up to the end of the answer or to what `feed` raised, which comes beside."""
+        shown: list[Event] = []
+        try:
+            for event in events:
+                if not self.done:
+                    shown += self.feed(event)
+        except EngineError as error:
+            return shown, error
+        return shown, None
 
     def opening(self) -> list[Event]:
         """What is shown before the engine said anything: an echoed prompt that needs no scores."""
