@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,7 +137,9 @@ def opened(model: str, options: EvalOptions) -> Iterator[Sampler]:
 
         if not options.name:
             raise InvalidRequestError("a URL may serve many models; say which with --model NAME")
-        yield HTTPSampler(model, options.name, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout_s=600)
+        key = os.environ.get("OPENAI_API_KEY", "none")
+        with closing(HTTPSampler(model, options.name, api_key=key, timeout_s=600)) as sampler:
+            yield sampler
         return
     from smelt.cli.load import load_llm
 

@@ -33,7 +33,10 @@ _RETRY_WAITS_S = (1.0, 4.0, 15.0)
 
 
 class HTTPSampler:
-    """Asks `base_url`/chat/completions. `client` may be handed in (other transports, tests); it is not closed."""
+    """Asks `base_url`/chat/completions. `client` may be handed in (other transports, tests); it is not closed.
+
+    Otherwise call `close` at the end.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class HTTPSampler:
         import httpx
 
         self._client = client or httpx.Client(timeout=timeout_s)
+        self._owned = client is None
         self._url, self._model, self._api_key = base_url.rstrip("/"), model, api_key
         self._sleep = sleep
         self._fingerprint: str | None = None
@@ -92,6 +96,11 @@ class HTTPSampler:
             "echo": True,
         }
         return score_of(self._post("completions", body), request)
+
+    def close(self) -> None:
+        """Close the connections, unless the client was handed in."""
+        if self._owned:
+            self._client.close()
 
     def _made(self) -> str:
         try:
