@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smelt.core.errors import InvalidRequestError
+from smelt.core.messages import Privilege
 from smelt.data.batches import Batch
 from smelt.model.cache import KVCache
 from smelt.model.decoder import Decoder
@@ -112,23 +113,34 @@ def sample(
     limit: int,
     generator: torch.Generator,
     device: torch.device,
+    privileges: Sequence[NDArray[np.uint8]] | None = None,
 ) -> list[Ids]:
     """Continuations of up to `limit` tokens, drawn by the model in one batch; each ends with an end id or the limit.
 
     All rows stand at the same position: the common part of the prompts is computed at once, then a row whose prompt is
     longer is fed its own tokens until it ends. So the cache needs no padding and no mask, and a row's tokens are what
-    the row alone would have given.
+    the row alone would have given. privileges: who said each prompt token, for a model that has a table of that; what
+    is drawn is the assistant's.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     shortest, longest = int(lengths.min()), int(lengths.max())
     text = np.zeros((len(prompts), longest + limit), dtype=np.int64)
+    said = np.full(text.shape, int(Privilege.ASSISTANT), dtype=np.uint8)
     for row, prompt in enumerate(prompts):
         text[row, : len(prompt)] = prompt
+        if privileges is not None:
+            said[row, : len(prompt)] = privileges[row]
+
+    def hidden(part: slice) -> Tensor:
+        ids, by = (torch.from_numpy(array[:, part]).to(device) for array in (text, said))
+        known = model.config.num_privileges and privileges is not None
+        return model.hidden(ids, privileges_BT=by if known else None, cache=cache)[:, -1:]
+
     uniform = torch.rand((len(prompts), limit), generator=generator, dtype=torch.float64).numpy()
     cache = KVCache(model.config, batch=len(prompts), capacity=longest + limit, device=device)
     ends = lengths + limit
     done = np.zeros(len(prompts), dtype=bool)
-    hidden_B1H = model.hidden(torch.from_numpy(text[:, :shortest]).to(device), cache=cache)[:, -1:]
+    hidden_B1H = hidden(slice(0, shortest))
     for place in range(shortest, longest + limit):
         free = (place >= lengths) & ~done & (place < ends)
         if free.any():
@@ -140,7 +152,7 @@ def sample(
             ends[ended], done[ended] = place + 1, True
         if (done | (place + 1 >= ends)).all():
             break
-        hidden_B1H = model.hidden(torch.from_numpy(text[:, place : place + 1]).to(device), cache=cache)
+        hidden_B1H = hidden(slice(place, place + 1))
     return [text[row, lengths[row] : ends[row]].copy() for row in range(len(prompts))]
 
 
