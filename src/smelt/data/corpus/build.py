@@ -11,11 +11,13 @@ content depend on the sources and settings alone, not on the number of processes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -102,9 +104,19 @@ def _plan(settings: Settings, sources: list[TextSource]) -> dict[str, Any]:
         "valid_min_bytes": settings.valid_min_bytes,
         "piece_chars": settings.piece_chars,
         "decontaminated": settings.data is not None,
+        "rules": _rules_sha256(),
         "libraries": {name: version(name) for name in ("opencc", "zstandard")},
         "sources": {source.name: source.sha256(settings.data) for source in sources},
     }
+
+
+def _rules_sha256() -> str:
+    """Of this room's code and word lists: pieces made by other rules are not gone on with."""
+    room = files("smelt.data.corpus")
+    parts = [*room.iterdir(), *room.joinpath("words").iterdir()]
+    texts = {part.name: part.read_bytes() for part in parts if part.name.endswith((".py", ".txt"))}
+    texts.pop("report.py")  # says how a corpus is shown
+    return hashlib.sha256(b"".join(name.encode() + text for name, text in sorted(texts.items()))).hexdigest()
 
 
 def _same_plan(there: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -24,6 +24,12 @@ _TAG = re.compile(
     r"</?(?:ref|br|div|span|small|sup|sub|nowiki|gallery|references|onlyinclude|poem|i|b)\b[^<>\n]{0,200}>"
 )
 _BARE_VALUE = re.compile(r"[\d\s.,+\-−×÷=/%°<>≤≥()|*^]*")
+_MARKUP_LINE = re.compile(
+    r"\{\{|\}\}|\|\||#(?:if|ifeq|ifexist|switch|expr|invoke):|^ ?[|!{]|^em;|</?(?:score|math|timeline|imagemap)\b"
+    r"|\b(?:height|width|margin(?:-\w+)?|padding|background(?:-color)?|text-align|font-size|color|border)\s*:\s*[#\w.]+;"
+    r"|\b(?:align|valign|style|bgcolor|colspan|rowspan|cellpadding|class)\s*=\s*[\"\w#]"
+)
+_HEADING = re.compile(r"[^。，；：,;:!?！？]{0,38}[\u4e00-\u9fff\w）)]\.")
 _WIKI_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 
 
@@ -44,12 +50,27 @@ def code_safe(text: str) -> str:
 
 
 def encyclopedia(text: str) -> str:
-    """A page out of WikiExtractor: entities read, tags, empty brackets and lines with lost formulas taken out."""
+    """A page out of WikiExtractor: entities read; tags, empty brackets, lines of markup or lost formulas taken out."""
     text = html.unescape(html.unescape(text))  # they are escaped twice where the wiki text had an entity itself
     text = _WIKI_LINK.sub(r"\1", _TAG.sub("", text))
     text = _OPEN_LEFTOVER.sub("", _EMPTY_BRACKETS.sub("", text))
-    lines = [line for line in text.split("\n") if "formula_" not in line or not _FORMULA.search(line)]
-    return regular("\n".join(lines))
+    lines = [line for line in text.split("\n") if not (_MARKUP_LINE.search(line) or _FORMULA.search(line))]
+    while lines and (not lines[-1].strip() or lines[-1].rstrip().endswith((":", "："))):
+        lines.pop()  # "See also:" and its like, whose links are gone
+    return regular("\n".join(_with_content(lines)))
+
+
+def _with_content(lines: list[str]) -> list[str]:
+    """Without Chinese headings ("生平.") that nothing stands under; WikiExtractor ends every heading with a point."""
+    found: list[str] = []
+    below = False
+    for line in reversed(lines):
+        heading = line.endswith(".") and _HEADING.fullmatch(line) is not None and "\u4e00" <= line[0] <= "\u9fff"
+        if heading and not below:
+            continue
+        below = below and not line.strip() or not heading
+        found.append(line)
+    return found[::-1]
 
 
 def textbook(text: str) -> str:

@@ -28,11 +28,14 @@ _SECTION = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """A text goes with at least `points`, `density` points per 100 words, and `against_about` points per about-word."""
+    """A text goes with at least `points`, `density` of them per 100 words, and more than it has about-words.
+
+    The points must come from `variety` different entries: one word that is a name here ("Pussy Riot") is no pattern.
+    """
 
     points: float
     density: float
-    against_about: float = 1.0
+    variety: int
 
 
 @dataclass(slots=True)
@@ -47,21 +50,20 @@ class WordList:
 
 
 LIMITS: Mapping[str, Limits] = {
-    "hate": Limits(points=3, density=1.5),
-    "adult": Limits(points=4, density=2.0),
-    "spam": Limits(points=4, density=2.5),
+    "hate": Limits(points=3, density=1.5, variety=1),
+    "adult": Limits(points=4, density=2.0, variety=3),
+    "spam": Limits(points=4, density=2.5, variety=3),
 }
 
 
-def points(page: Page, subject: str) -> float:
-    """Points of a page, by the lists of its own language and of English, quotations included."""
-    return sum(_points(page, page.lower, words) for words in _lists(page, subject))
+def points(page: Page, subject: str, *, quoted: bool = True) -> tuple[float, int]:
+    """(points, different entries) of a page by the lists of its own language and of English.
 
-
-def unquoted_points(page: Page, subject: str) -> float:
-    """As `points`, without what stands in quotation marks."""
-    text = _QUOTED.sub(" ", page.lower)
-    return sum(_points(page, text, words) for words in _lists(page, subject))
+    quoted: count what stands in quotation marks too.
+    """
+    text = page.lower if quoted else _QUOTED.sub(" ", page.lower)
+    found = [_points(page, text, words) for words in _lists(page, subject)]
+    return sum(score for score, _ in found), sum(variety for _, variety in found)
 
 
 def about(page: Page, subject: str) -> int:
@@ -77,15 +79,14 @@ def _lists(page: Page, subject: str) -> list[WordList]:
     return [word_list(subject, language) for language in sorted({page.document.language, "en"} & set(LANGUAGES))]
 
 
-def _points(page: Page, text: str, words: WordList) -> float:
-    score = sum(weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text)
-    for term in page.counts.keys() & words.terms.keys():
-        score += words.terms[term] * min(page.counts[term], text.count(term))
-    if words.patterns and (
-        any(group in text for group in words.groups) if page.is_chinese else page.counts.keys() & words.groups
-    ):
-        score += sum(weight * len(pattern.findall(text)) for pattern, weight in words.patterns)
-    return score
+def _points(page: Page, text: str, words: WordList) -> tuple[float, int]:
+    scores = [weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text]
+    terms = page.counts.keys() & words.terms.keys()
+    scores += [words.terms[term] * min(page.counts[term], text.count(term)) for term in terms]
+    groups = any(group in text for group in words.groups) if page.is_chinese else page.counts.keys() & words.groups
+    if words.patterns and groups:
+        scores += [weight * len(pattern.findall(text)) for pattern, weight in words.patterns]
+    return sum(scores), sum(1 for score in scores if score)
 
 
 def _rule(subject: str) -> Filter:
@@ -94,11 +95,15 @@ def _rule(subject: str) -> Filter:
     def rule(page: Page) -> str | None:
         units = max(page.num_units, 25)
         least = max(limits.points, limits.density * units / 100)
-        more = _shouting(page) if subject == "spam" else 0.0
-        if points(page, subject) + more < least:  # nearly every page; quotations are looked for in the others only
+        score, variety = points(page, subject)
+        if variety < limits.variety:  # nearly every page; the rest is looked at in the others only
             return None
-        score = unquoted_points(page, subject) + more
-        if score < least or score <= limits.against_about * about(page, subject):
+        more = _shouting(page) if subject == "spam" else 0.0
+        if score + more < least:
+            return None
+        score, variety = points(page, subject, quoted=False)
+        score += more
+        if variety < limits.variety or score < least or score <= about(page, subject):
             return None
         return f"{100 * score / units:.1f} points per 100 words"
 
@@ -109,7 +114,7 @@ def _shouting(page: Page) -> float:
     """Links, rows of exclamation marks and words in capitals, in points."""
     marks = len(re.findall(r"[!！]{2,}|[★☆✅🔥💰👉➤]", page.text))
     links = len(_LINK.findall(page.lower))
-    loud = not page.is_chinese and np.mean((page.codes >= 65) & (page.codes <= 90)) > 0.12  # Z; English prose has 0.04
+    loud = not page.is_chinese and np.mean((page.codes >= 65) & (page.codes <= 90)) > 0.12  # A to Z; English prose: .04
     capitals = sum(1 for word in page.words if len(word) > 3 and word.isupper()) if loud else 0
     return 0.5 * marks + 0.5 * max(0, links - 2) + (0.2 * capitals if capitals > 0.2 * len(page.words) else 0.0)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from smelt.data.corpus import dedup
 from smelt.data.corpus.aggregators import hosts_to_drop
-from smelt.data.corpus.decontaminate import NGRAM_LEN
+from smelt.data.corpus.decontaminate import COMMON_DOCUMENTS, MANY_GRAMS, NGRAM_LEN, Index
 from smelt.data.corpus.documents import LANGUAGES
 from smelt.data.corpus.pieces import DOCUMENT_ROW, Drop, PieceFiles, PieceReport, total
 from smelt.data.corpus.shards import SPLITS, ShardWriter, Split, read_lines, write_whole
@@ -64,10 +64,17 @@ def finish(
         part.source.name: {rule: asdict(drop) for rule, drop in sorted(part.report.drops.items())} for part in parts
     }
     write_whole(out / "drops.json", (json.dumps(drops, indent=1) + "\n").encode())
+    index = Index.load(out / "work" / "index.npz")
     manifest = {
         "plan": plan,
         "sources": [_described(part, keep) for part in parts],
-        "decontamination": {"ngram_tokens": NGRAM_LEN, "sets": _set_names(out / "work")},
+        "decontamination": {
+            "sets": list(index.names),
+            "num_ngrams": len(index.grams),
+            "ngram_tokens": NGRAM_LEN,
+            "unless_in_documents": COMMON_DOCUMENTS,
+            "always_from_ngrams": MANY_GRAMS,
+        },
         "valid_shares": shares,
         "languages": languages,
         "shards": shards,
@@ -87,8 +94,9 @@ def _numbered(sources: Sequence[TextSource], files: list[list[PieceFiles]]) -> l
 
 def _dropped(work: Path, parts: list[_Source], rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.bool_]]:
     """rule -> bool [num_documents]; a document goes by one rule only."""
-    site = _on_bad_hosts(parts, len(rows))
-    alive = np.flatnonzero(~site)
+    flags = _contaminated(work, parts, len(rows))
+    site = _on_bad_hosts(parts, len(rows)) & ~np.logical_or.reduce([np.zeros(len(rows), bool), *flags.values()])
+    alive = np.flatnonzero(~np.logical_or.reduce([site, *flags.values()]))
     paths = [one for part in parts for one in part.files]
     signatures = dedup.open_signatures(
         work / "signatures.u32", [one.path("signatures.npy") for one in paths], len(rows)
@@ -107,7 +115,20 @@ def _dropped(work: Path, parts: list[_Source], rows: npt.NDArray[Any]) -> dict[s
     exact, near = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     exact[alive[same.exact]] = True
     near[alive[same.near]] = True
-    return {"personal data site": site, "exact duplicate": exact, "near duplicate": near}
+    return flags | {"personal data site": site, "exact duplicate": exact, "near duplicate": near}
+
+
+def _contaminated(work: Path, parts: list[_Source], num_documents: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """Evaluation set -> bool [num_documents]: who shares text with it."""
+    hits, at = [np.empty((0, 2), np.int64)], 0
+    for part in parts:
+        for one in part.files:
+            hits.append(np.load(one.path("hits.npy")) + np.array([at, 0]))
+            at += one.report().num_kept
+    flags: dict[str, npt.NDArray[np.bool_]] = {}
+    for document, name in Index.load(work / "index.npz").contaminated(np.concatenate(hits)).items():
+        flags.setdefault(name, np.zeros(num_documents, bool))[document] = True
+    return flags
 
 
 def _on_bad_hosts(parts: list[_Source], num_documents: int) -> npt.NDArray[np.bool_]:
@@ -191,8 +212,3 @@ def _described(part: _Source, keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
         "kept": int(keep[part.start : part.end].sum()),
         "masked": dict(sorted(part.report.masked.items())),
     }
-
-
-def _set_names(work: Path) -> list[str]:
-    with np.load(work / "index.npz") as arrays:
-        return [str(name) for name in arrays["names"]]

@@ -11,14 +11,14 @@ from smelt.data.corpus.page import Page
 _SMALL_WORDS: Mapping[str, frozenset[str]] = {
     language: frozenset(words.split())
     for language, words in {
-        "en": "the of and to in that is was for with as it by on are from this which be at or an have not his",
+        "en": "the of and to in that is was for with as it by on are from this which be at or an have not his my we he",
         "de": "der die das und ist von den dem des ein eine einer nicht mit auf für als auch wurde im zu sich bei war",
         "fr": "le la les et des est une dans que qui pour sur pas du au avec par sont plus ses aux cette ou il",
-        "es": "el la los las y de que en un una por con para del se es como más su al lo fue sus era",
-        "it": "il la di che e un una per non con del della sono nel dei gli è alla anche più dal come",
+        "es": "el la los las de que en un una por con para del se es como más su al lo fue sus era",
+        "it": "il la di che un una per non con del della sono nel dei gli alla anche più dal come",
         "nl": "de het een en van is dat niet op te zijn voor met er aan werd ook door als bij naar",
-        "pt": "o a os as e de que um uma para com não do da em no na por mais dos das foi ao",
-        "pl": "w i na z się do jest nie to że o od przez po jako dla są był oraz",
+        "pt": "os as de que um uma para com não do da em no na por mais dos das foi ao",
+        "pl": "na się do jest nie to że od przez po jako dla są był oraz",
     }.items()
 }
 _KANA = re.compile(r"[\u3040-\u30ff]")
@@ -31,8 +31,9 @@ def identify(page: Page) -> str | None:
     letters = sum(map(len, page.words))
     if letters < 20:
         return None
-    if page.num_han > 0.25 * letters:
-        return "ja" if len(_KANA.findall(page.text)) > 0.15 * letters else "zh"
+    num_kana = 0 if page.text.isascii() else len(_KANA.findall(page.text))
+    if page.num_han + num_kana > 0.25 * letters:
+        return "ja" if num_kana > 0.15 * letters else "zh"
     if not page.text.isascii() and len(_OTHER_SCRIPTS.findall(page.text)) > 0.4 * letters:
         return "other"
     shares = {name: sum(page.counts[word] for word in words) for name, words in _SMALL_WORDS.items()}

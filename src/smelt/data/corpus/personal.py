@@ -35,6 +35,7 @@ _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 _PENSION_ID = re.compile(r"\d{2}[ ]?\d{6}[ ]?[A-Z][ ]?\d{3}(?![A-Za-z0-9])")
+_KNOWN_ADDRESSES = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222"})
 _STUCK = re.compile(r"[A-Za-z0-9.]$")
 _NUMBER = re.compile(r"[+(\d](?:[ ().\-/\u2013]{0,2}\d){6,22}[Xx]?(?![\w%]|[.,/:-]\d)")
 _STUCK_NUMBER = re.compile(r"[\w.,/%=#$€£¥:+\-−–—×]$")
@@ -58,9 +59,10 @@ _PHONE_FORMS = (
     re.compile(r"(?:1[ .-])?\(?[2-9]\d{2}\)?[ .-][2-9]\d{2}[.-]\d{4}"),
     re.compile(r"\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]?\d{4}"),
     re.compile(r"\(0\d{2,5}\) ?/? ?\d[\d -]{3,10}"),
-    re.compile(r"0\d{2,4} ?[/–-] ?\d{3,}[\d -]{0,8}"),
+    re.compile(r"0\d{2,4} ?/ ?\d{3,}[\d -]{0,8}"),
+    re.compile(r"0\d{2,4}[ ]?[–-][ ]?\d{6,9}"),
     re.compile(r"01[5-7]\d ?\d{7,8}"),
-    re.compile(r"1[3-9]\d[ -]?\d{4}[ -]?\d{4}"),
+    re.compile(r"1(?:3\d|4[5-9]|5[0-35-9]|6[2567]|7[0-8]|8\d|9[0-35-9])[ -]?\d{4}[ -]?\d{4}(?<!0000)"),
     re.compile(r"[48]00-\d{3}-\d{4}|[48]00-\d{4}-\d{3}"),
 )
 _YEARS = re.compile(r"(?:1[0-9]|20)\d\d ?[-/\u2013] ?(?:1[0-9]|20)?\d\d")
@@ -162,11 +164,16 @@ def _iban_holds(iban: str) -> bool:
 
 
 def _public_address(address: str) -> bool:
+    """Global unicast, and no version, paragraph (8.2.2.7), slice (0::2) or well-known resolver."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return found.is_global and not address.endswith((".0.0", ".0.0.0"))
+    if not found.is_global or found.is_multicast or address in _KNOWN_ADDRESSES:
+        return False
+    if found.version == 6:
+        return found.packed[0] >> 5 == 1 and address.count(":") >= 3  # 2000::/3
+    return max(found.packed) >= 64 and not address.endswith(".0.0")
 
 
 def _resident_id_holds(number: str) -> bool:

@@ -135,9 +135,9 @@ def make_document(raw: RawText, source: TextSource) -> Document:
 def process(texts: Sequence[RawText], source: TextSource, index: Index, files: PieceFiles) -> None:
     """Clean, judge, mask and sign the texts of a piece, and write its files."""
     report, lines = PieceReport(), list[str]()
-    rows, signatures = [], []
+    rows, signatures, hits = [], [], [np.empty((0, 2), np.int64)]
     for raw in texts:
-        page = _judged(raw, source, index, report)
+        page = _judged(raw, source, report)
         if page is None:
             continue
         document = page.document
@@ -145,19 +145,22 @@ def process(texts: Sequence[RawText], source: TextSource, index: Index, files: P
         side = np.frombuffer(digest(f"{source.name}/{document.group}"), "<u8") if document.group else own
         rows.append((own, side[0], document.num_bytes, LANGUAGES.index(document.language)))
         signatures.append(dedup.signature(page.hashes))
+        grams = index.hits(page.hashes)
+        hits.append(np.stack([np.full(len(grams), len(lines)), grams], axis=1))
         lines.append(line_of(document))
     report.num_kept = len(lines)
     table = np.array(rows, DOCUMENT_ROW)
     stack = np.array(signatures, np.uint32).reshape(len(signatures), dedup.NUM_HASHES)
     write_whole(files.path("jsonl.zst"), pack(lines, level=3))
-    for suffix, array in (("rows.npy", table), ("signatures.npy", stack), ("bands.npy", dedup.band_keys(stack))):
+    arrays = {"rows": table, "signatures": stack, "bands": dedup.band_keys(stack), "hits": np.concatenate(hits)}
+    for name, array in arrays.items():
         buffer = io.BytesIO()
         np.save(buffer, array)
-        write_whole(files.path(suffix), buffer.getvalue())
+        write_whole(files.path(f"{name}.npy"), buffer.getvalue())
     write_whole(files.path("report.json"), report.to_json().encode())
 
 
-def _judged(raw: RawText, source: TextSource, index: Index, report: PieceReport) -> Page | None:
+def _judged(raw: RawText, source: TextSource, report: PieceReport) -> Page | None:
     """The document that a raw text becomes, masked, or None: then the report says why."""
     report.num_texts += 1
     if raw.text is None:
@@ -181,9 +184,6 @@ def _judged(raw: RawText, source: TextSource, index: Index, report: PieceReport)
         text, masked = personal.masked(document.text, page.personal_spans)
         report.masked.update(masked)
         page = Page(replace(document, text=text))
-    if hit := index.hit(page.hashes):
-        report.drop(hit, document.text, num_bytes)
-        return None
     return page
 
 

@@ -18,10 +18,10 @@ from smelt.data.corpus.tokens import U64, ngrams
 _STOP_WORDS: Mapping[str, frozenset[str]] = {
     "en": frozenset("the be to of and that have with is in a was for on it are as".split()),
     "de": frozenset("der die das und ist von zu mit den dem ein eine in im auf nicht sich war des".split()),
-    "zh": frozenset("的是在了和有为不这人中一上大他我也就到"),
+    "zh": frozenset("的是在了和有为不这人中一上大他我也就到于由以及其与后并被从"),
 }
 _BULLET = re.compile(r"[-*•●○‣▪■□◦·–]\s|\d{1,3}[.)、]\s")
-_ENDS_SENTENCE = re.compile(r"[.!?:;…。！？：；][\"'”’»)\]）」』]*$")
+_ENDS_SENTENCE = re.compile(r"[.!?:;…。！？：；][\"'”’»)\]）」』]*$|[a-zäöüß]{2}[.!?] [A-ZÄÖÜ]|[。！？].")
 _BOILERPLATE = re.compile(
     r"lorem ipsum|please enable javascript|javascript (?:is )?disabled|cookies? (?:policy|to improve your)"
     r"|terms of (?:use|service) and privacy policy|wir verwenden cookies|diese website (?:benutzt|verwendet) cookies"
@@ -29,6 +29,7 @@ _BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf]|â€|\ufffd|锟斤拷|烫烫")
+_MIN_REPEATS = 12  # a short entry may well say the long name of its subject ten times
 _MEAN_WORD_LEN = {"en": (3.0, 10.0), "de": (3.0, 12.0)}
 
 
@@ -57,17 +58,16 @@ def _symbols(page: Page) -> str | None:
 
 def _letters(page: Page) -> str | None:
     if page.is_chinese:
-        solid = sum(map(len, page.words))
-        share = page.num_han / max(1, solid)
-        return None if share >= 0.5 else f"{share:.2f} of the letters are Chinese"
+        share = page.num_han / max(1, page.num_han + 2 * sum(map(str.isascii, page.words)))
+        return None if share >= 0.5 else f"{share:.2f} of the words are Chinese"
     share = 1 - sum(map(str.isdecimal, page.words)) / max(1, len(page.words))
-    return None if share >= 0.8 else f"{share:.2f} of the words have letters"
+    return None if share >= 0.7 else f"{share:.2f} of the words have letters"  # Gopher: .8; "10.433" is two here
 
 
 def _stop_words(page: Page) -> str | None:
     wanted = _STOP_WORDS[page.document.language]
     found = sum(1 for word in wanted if (word in page.text if page.is_chinese else word in page.counts))
-    return None if found >= (3 if page.is_chinese else 2) else f"{found} different stop words"
+    return None if found >= 2 else f"{found} different stop words"
 
 
 def _list_lines(page: Page) -> str | None:
@@ -80,21 +80,18 @@ def _list_lines(page: Page) -> str | None:
 
 
 def _sentences(page: Page) -> str | None:
-    """FineWeb's rules: lines that end like a sentence, and lines long enough to be one, weighed by their length."""
+    """FineWeb's rules, weighed by the lines' length: lines with the end of a sentence, lines long enough for one."""
     total = sum(map(len, page.lines))
     ended = sum(len(line) for line in page.lines if _ENDS_SENTENCE.search(line)) / max(1, total)
     if ended < 0.5:
-        return f"{ended:.2f} of the text in lines that end like a sentence"
+        return f"{ended:.2f} of the text in lines with a sentence"
     limit = 15 if page.is_chinese else 30
-    short = sum(1 for line in page.lines if len(line) < limit) / max(1, len(page.lines))
-    return None if short <= 0.8 or len(page.lines) < 8 else f"{short:.2f} of lines are short"
+    short = sum(len(line) for line in page.lines if len(line) < limit) / max(1, total)
+    return None if short <= 0.4 else f"{short:.2f} of the text in short lines"
 
 
 def _repeated_lines(page: Page) -> str | None:
     counted = Counter(page.lines)
-    repeats = sum(count - 1 for count in counted.values()) / max(1, len(page.lines))
-    if repeats > 0.3:
-        return f"{repeats:.2f} of lines repeat"
     chars = sum(len(line) * (count - 1) for line, count in counted.items()) / max(1, sum(map(len, page.lines)))
     return None if chars <= 0.2 else f"{chars:.2f} of characters in repeated lines"
 
@@ -103,12 +100,12 @@ def _repeated_ngrams(page: Page) -> str | None:
     """Share of the text in the commonest 2- to 4-gram, then in all repeated 5- and 10-grams."""
     factor = 2 if page.is_chinese else 1
     hashes = page.hashes
-    if len(hashes) < 20 * factor:
+    if len(hashes) < 50 * factor:
         return None
     for size, limit in ((2, 0.20), (3, 0.18), (4, 0.16)):
         _, counts = np.unique(ngrams(hashes, size * factor), return_counts=True)
-        share = float(counts.max()) * size * factor / len(hashes) if counts.max() > 2 else 0.0
-        if share > limit:
+        share = float(counts.max()) * size * factor / len(hashes)
+        if share > limit and counts.max() >= _MIN_REPEATS:
             return f"one {size * factor}-gram is {share:.2f} of the text"
     for size, limit in ((5, 0.35), (10, 0.25)):  # wider than Gopher's .15/.10: lists of an encyclopedia repeat forms
         if (share := repeated_share(hashes, size * factor)) > limit:

@@ -36,7 +36,7 @@ PROSE = (
     *SEED_FILTERS,
 )
 WEB = (*PROSE, quality.BRACES)
-STORIES = (quality.length(20), LANGUAGE, *_READABLE, *SEED_FILTERS)
+STORIES = (quality.length(20), LANGUAGE, quality.BROKEN, *SEED_FILTERS)  # children's books repeat themselves
 TEXTBOOK = (quality.length(50), LANGUAGE, quality.STOP_WORDS, quality.SYMBOLS, quality.BROKEN, *SEED_FILTERS)
 TECHNICAL = (quality.length(20), quality.BROKEN, *SEED_FILTERS)
 
