@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from smelt.core.errors import TrainingError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -76,7 +77,8 @@ def _silent(report: Report) -> None:
 
 def uneven_run(folder: Path, **changes: Any) -> Run:
     """A tiny run over `Uneven`, four batches a step."""
-    return tiny_run(folder, stages=[Stage(name="only", stream=Uneven())], **({"accumulate": 4, "steps": 6} | changes))
+    fields = {"accumulate": 4, "steps": 6, "stages": [Stage(name="only", stream=Uneven())]}
+    return tiny_run(folder, **(fields | changes))
 
 
 def first_gradients(run: Run) -> dict[str, torch.Tensor]:
@@ -120,6 +122,27 @@ def together(jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
             if world.writes:
                 save_file(gradients, Path(folder) / "gradients.safetensors")
                 save_file(found, Path(folder) / "weights.safetensors")
+
+
+@dataclass(frozen=True)
+class Deserted(Uneven):
+    """Data at which the second process dies."""
+
+    def chunk(self, number: int) -> list[Batch]:
+        if number == 3 and os.environ.get("RANK") == "1":
+            os._exit(7)
+        return super().chunk(number)
+
+
+def deserted(folder: str, environment: Mapping[str, str]) -> None:
+    """Body of one of two processes, of which the second dies in the fourth step; the first writes what it was told."""
+    os.environ.update(environment)
+    with joined(torch.device("cpu")):
+        run = uneven_run(Path(folder), checkpoint_s=0.0, stages=[Stage(name="only", stream=Deserted())])
+        try:
+            run.train()
+        except TrainingError as error:
+            (Path(folder) / "told").write_text(str(error))
 
 
 def endless(folder: str) -> None:

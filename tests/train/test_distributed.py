@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,22 +12,23 @@ from safetensors.torch import load_file
 
 from smelt.core.errors import InvalidRequestError
 from smelt.train.distributed import World, check_batches
-from tests.train.runs import Job, first_gradients, furthest, started, together, uneven_run, weights
+from tests.train.runs import Job, deserted, first_gradients, furthest, started, together, uneven_run, weights
 
 PARALLEL = ("replicate", "shard")
 
 
-def two_processes(jobs: list[Job]) -> None:
+def pair(body: Any, what: Any) -> list[int | None]:
+    """Two processes of `body(what, environment)`; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    pair = [started(together, jobs, {**shared, "RANK": str(rank)}) for rank in range(2)]
-    for process in pair:
+    both = [started(body, what, {**shared, "RANK": str(rank)}) for rank in range(2)]
+    for process in both:
         process.join(100)
         if process.is_alive():
             process.kill()
-    assert [process.exitcode for process in pair] == [0, 0]
+    return [process.exitcode for process in both]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     uneven_run(found / "later").train(stop_after=3)
     jobs: list[Job] = [(str(found / parallel), {"parallel": parallel}, None) for parallel in PARALLEL]
     jobs += [(str(found / f"begun_{parallel}"), {"parallel": parallel, "ema": 0.9}, 3) for parallel in PARALLEL]
-    two_processes([*jobs, (str(found / "later"), {"parallel": "shard"}, None)])
+    jobs.append((str(found / "later"), {"parallel": "shard"}, None))
+    assert pair(together, jobs) == [0, 0]
     return found
 
 
@@ -75,6 +78,17 @@ def test_one_process_goes_on_where_two_stopped(folder: Path, tmp_path: Path, par
 
 def test_two_processes_go_on_where_one_stopped(folder: Path, alone: dict[str, torch.Tensor]) -> None:
     assert furthest(load_file(folder / "later" / "weights.safetensors"), alone) < 2e-6
+
+
+def test_a_process_that_dies_ends_the_run_with_words_and_it_goes_on(
+    tmp_path: Path, alone: dict[str, torch.Tensor]
+) -> None:
+    assert pair(deserted, str(tmp_path)) == [0, 7]
+    assert "lost each other" in (tmp_path / "told").read_text()
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000003"]
+    again = uneven_run(tmp_path)
+    assert again.train().step == 6
+    assert furthest(weights(again), alone) < 2e-6
 
 
 def test_only_one_process_writes(folder: Path) -> None:

@@ -74,7 +74,7 @@ def test_it_has_a_million_parameters() -> None:
 
 
 def test_fifty_losses_are_the_golden_ones(tmp_path: Path) -> None:
-    """Exact to 1e-4; measured: AVX2 and AVX-512 code differ by 1e-6 at most. A wrong rate, mask or count shows at once."""
+    """Exact to 1e-4. Measured: AVX2 and AVX-512 code differ by 1e-6; a wrong rate, mask or count shows at once."""
     for step, (loss, golden) in enumerate(zip(losses(tmp_path, 50), GOLDEN, strict=True), start=1):
         assert abs(loss - golden) < 1e-4, f"step {step}: {loss}, golden {golden}"
 

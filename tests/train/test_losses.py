@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -54,6 +54,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name: str) -
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 20.0), st.floats(0.3, 5.0))
 def test_divergences_are_never_negative_and_ignore_a_shift(name: str, seed: int, scale: float, t: float) -> None:
     student, teacher = logits(seed, scale=scale), logits(seed + 1, scale=scale)

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from smelt.core.errors import InvalidRequestError
+from smelt.core.errors import InvalidRequestError, TrainingError
 from smelt.model.decoder import Decoder
 
 Parallel = Literal["replicate", "shard"]
@@ -57,7 +57,8 @@ class World:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
+        with _told():
+            dist.all_reduce(flat)
         for tensor, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -66,7 +67,8 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        with _told():
+            dist.all_reduce(tensor)
         return cast(list[float], tensor.tolist())
 
     def gathered(self, value: dict[str, float]) -> list[dict[str, float]]:
@@ -74,7 +76,8 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        with _told():
+            dist.all_gather_object(found, value)
         return found
 
     def first_says_(self, tensors: Sequence[Tensor]) -> None:
@@ -87,6 +90,18 @@ class World:
         """Until every rank is here."""
         if self.size > 1:
             self.numbers([0.0])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A failed collective as an error with a shape: nearly always another process has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            f"the processes of this run lost each other ({str(error).splitlines()[0][:200]}); the last checkpoint is "
+            "kept: start them again to go on"
+        ) from error
 
 
 def num_processes() -> int:

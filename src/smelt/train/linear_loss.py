@@ -24,7 +24,10 @@ Whatever else it needs (targets, a teacher's hidden states) it holds itself and 
 hidden states and the head only.
 """
 
-PIECE_NUMBERS = 1 << 22  # logits a piece holds by default: 16 MiB of float32, near what the caches hold
+# Logits a piece holds by default. On a CPU 4 MiB of float32, near what the caches hold: at 3,000 tokens and V 4,096 on
+# one core 0.176 s, against 0.191 s for torch's own loss over all logits at once, 0.202 s for ours in one piece and
+# 0.233 s for pieces of 32 tokens. On an accelerator 128 MiB, so that few kernels do much each.
+PIECE_NUMBERS = {"cpu": 1 << 20, "cuda": 1 << 25}
 
 
 def chunked_loss(hidden_NH: Tensor, weight_VH: Tensor, piece: Piece, *, piece_len: int | None = None) -> Tensor:
@@ -56,7 +59,7 @@ def _applied(function: Any, *inputs: Any) -> Tensor:
 
 
 def _piece_len(weight_VH: Tensor) -> int:
-    return max(64, PIECE_NUMBERS // len(weight_VH))
+    return max(64, PIECE_NUMBERS.get(weight_VH.device.type, 1 << 20) // len(weight_VH))
 
 
 def _pieces(num_rows: int, piece_len: int) -> Iterator[slice]:
