@@ -59,27 +59,132 @@ CROSSWOZ = [
         ]
     }
 ]
+SGD_TALK: list[dict[str, Any]] = [
+    {
+        "service_name": "Bank_1",
+        "slots": [{"name": "amount", "description": "how much"}, {"name": "to", "description": "whom"}],
+        "intents": [
+            {
+                "name": "Pay",
+                "description": "Pay it",
+                "required_slots": ["amount"],
+                "optional_slots": {"to": "savings"},
+            }
+        ],
+    },
+    {
+        "services": ["Bank_1"],
+        "turns": [
+            {"speaker": "USER", "utterance": "I want to pay", "frames": []},
+            {"speaker": "SYSTEM", "utterance": "How much?", "frames": [{"actions": [], "service": "Bank_1"}]},
+            {"speaker": "USER", "utterance": "260 please", "frames": []},
+            {
+                "speaker": "SYSTEM",
+                "utterance": "It is done.",
+                "frames": [
+                    {
+                        "actions": [{"slot": "amount"}],
+                        "service_call": {"method": "Pay", "parameters": {"amount": "260", "to": "savings"}},
+                        "service_results": [{"to": "savings", "amount": "260"}],
+                    }
+                ],
+            },
+        ],
+    },
+    {
+        "services": ["Bank_1"],
+        "turns": [
+            {"speaker": "USER", "utterance": "Pay the usual secret", "frames": []},
+            {
+                "speaker": "SYSTEM",
+                "utterance": "Done.",
+                "frames": [{"actions": [], "service_call": {"method": "Pay", "parameters": {"amount": "99"}}}],
+            },
+        ],
+    },
+]
+
+
+def _note(name: str, value: str, context: str) -> dict[str, str]:
+    return {"name": name, "value": value, "context": context}
+
+
+TASKMASTER = [
+    {
+        "utterances": [
+            {
+                "speaker": "user",
+                "text": "a Latte please",
+                "annotations": [
+                    _note("api_call", "get_menu_items", "api_call_0"),
+                    _note("request", '{"query": "Latte "}', "api_call_0"),
+                    _note("response", '{"menu_item_id": "latte-1"}', "api_response_0"),
+                    _note("api_call", "add_order_item", "api_call_1"),
+                    _note("request", '{"menu_item_id": "latte-1", "quantity": "1"}', "api_call_1"),
+                    _note("response", '{"order_id": "7"}', "api_response_1"),
+                    _note("api_call", "finish_order", "api_call_2"),
+                    _note("request", '{"order_id": "never said"}', "api_call_2"),
+                    _note("response", "{}", "api_response_2"),
+                ],
+            },
+            {"speaker": "assistant", "text": "Right away.", "annotations": []},
+        ]
+    }
+]
+MULTIDOGO = [
+    {
+        "conversationId": str(i),
+        "utterance": "my name is joe doe and i fly",
+        "slot-labels": "O O O name name O O O",
+        "intent": intent,
+        "_file": f"splits_annotated_at_turn_level/airline/{part}.tsv",
+    }
+    for part in ("train", "dev", "test")
+    for i, intent in enumerate(["book", "cancel", "thankyou"])
+]
+T0 = [
+    {
+        "_t": "quoref_Find_Answer",
+        "prompt": "Bob lives in Rome. Where does Bob live?",
+        "completion": "Rome<|endoftext|>",
+    },
+    {"_t": "quoref_Find_Answer", "prompt": "Bob is secret. Where does he live?", "completion": "Oslo<|endoftext|>"},
+    {"_t": "quoref_Guess_Title_For_Context", "prompt": "secret Rome", "completion": "Rome<|endoftext|>"},
+]
 RECORDS = {
     "snips": SNIPS,
     "sgd": SGD,
     "clinc150": [*LABELS, {"text": "secret", "intent": "x", "split": "test"}],
     "banking77": [{**r, "category": r["intent"], "set": "banking77"} for r in LABELS],
     "crosswoz": CROSSWOZ,
+    "sgd_dialogue": SGD_TALK,
+    "taskmaster4": TASKMASTER,
+    "multidogo": MULTIDOGO,
+    "t0_reading": T0,
 }
 
 
 def check(example: Example) -> None:
-    said = example.messages[0].text
-    schema = example.response_format.schema
-    for call in example.answer.tool_calls:
-        schema = next(tool.parameters for tool in example.tools if tool.name == call.name)
-    answer = json.loads(example.answer.tool_calls[0].arguments if example.answer.tool_calls else example.answer.text)
-    assert schema is not None
-    jsonschema.validate(answer, schema)
-    for name, value in answer.items():
-        offered = schema["properties"][name].get("enum", [])
-        assert value is None or value in offered or value in said
+    """Every call and every JSON answer is valid under its schema, its words said before (a lone "1" is a default)."""
+    said = ""
+    for message in example.messages:
+        answers = [(tool_schema(example, call.name), call.arguments) for call in message.tool_calls]
+        if message.role == "assistant" and example.response_format.schema is not None:
+            answers.append((example.response_format.schema, message.text))
+        for schema, text in answers:
+            answer = json.loads(text)
+            jsonschema.validate(answer, schema)
+            for name, value in answer.items():
+                offered = schema["properties"][name].get("enum", ["1", "order"])
+                assert value is None or value in offered or value.lower() in said, (value, said)
+        said += " " + message.text.lower()
+    assert example.answer.role == "assistant"
+    assert all(phrase in example.answer.text for phrase in example.phrases)
     assert len({tool.name for tool in example.tools}) == len(example.tools)
+
+
+def tool_schema(example: Example, name: str) -> Any:
+    return next(tool.parameters for tool in example.tools if tool.name == name)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
@@ -93,7 +198,7 @@ def test_records_become_valid_conversations(source: Any) -> None:
 
 
 def _real(source: Any) -> Any:
-    slow = source.name in ("sgd", "crosswoz")
+    slow = source.name in ("sgd", "crosswoz", "sgd_dialogue", "multidogo")
     return pytest.param(source, id=source.name, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -112,6 +217,14 @@ def test_no_public_question_was_learned(shared_data: Path) -> None:
     learned = {example.messages[0].text for example in source.examples(shared_data, 0)}
     assert len(asked) > 1000
     assert not asked & learned
+
+
+def test_a_conversation_ends_before_a_call_that_nobody_could_copy() -> None:
+    by_name = {source.name: source for source in SOURCES}
+    talk = [next(iter(by_name["sgd_dialogue"].convert(SGD_TALK, random.Random(seed)))) for seed in range(20)]
+    assert {call.arguments for e in talk for m in e.messages for call in m.tool_calls} == {'{"amount":"260"}'}
+    order = next(iter(by_name["taskmaster4"].convert(TASKMASTER, random.Random(0))))
+    assert "never said" not in repr(order.messages)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

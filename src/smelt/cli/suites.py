@@ -158,6 +158,8 @@ def _generated() -> Iterator[Family]:
 
 def _public() -> Iterator[Family]:
     for source in SOURCES:
+        if not source.has_test:
+            continue
         yield Family(
             name=source.name,
             about=f"test part of {source.origin}: a call among 1 to 5 tools, or JSON, exact",

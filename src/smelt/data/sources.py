@@ -6,94 +6,16 @@ A value is used only where it stands word for word in the text, so that copying 
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
-from smelt.core.errors import SmeltError
 from smelt.core.messages import Message, ResponseFormat, Tool
-from smelt.data.example import Example, call_message, compact_json
+from smelt.data.dialogues import sgd_dialogues, t0_reading, taskmaster
+from smelt.data.example import Example, compact_json
+from smelt.data.source import Part, Record, Source, call_of, object_of, ordered, read_jsonl, shuffled, words_of
 
-Record = dict[str, Any]
-Part = Literal["train", "test", "other"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A file of JSON lines (zstd) and how to learn from it.
-
-    `part` says whether record number i is for training or for testing; `test_file` holds the test where it is apart.
-    """
-
-    name: str
-    file: str
-    origin: str
-    licence: str
-    convert: Callable[[list[Record], random.Random], Iterator[Example]]
-    part: Callable[[int, Record], Part]
-    test_file: str | None = None
-
-    def available(self, folder: Path) -> bool:
-        """Whether the file is there."""
-        return (folder / self.file).is_file()
-
-    def examples(self, folder: Path, seed: int, part: Part = "train") -> list[Example]:
-        """All examples of a part, in an order decided by the file and `seed`. Never train on "test"."""
-        file = self.test_file if part == "test" and self.test_file else self.file
-        records = [
-            record
-            for i, record in enumerate(read_jsonl(folder / file))
-            if self.part(i, record) == part or file == self.test_file
-        ]
-        return list(self.convert(records, random.Random(f"{self.name}/{seed}")))
-
-    def sha256(self, folder: Path) -> str:
-        """Of the file as it lies there."""
-        return hashlib.sha256((folder / self.file).read_bytes()).hexdigest()
-
-
-def read_jsonl(path: Path) -> list[Record]:
-    """Records of a zstd-compressed file of JSON lines."""
-    import zstandard
-
-    if not path.is_file():
-        raise SmeltError(f"no data file {path.name}")
-    with path.open("rb") as raw:
-        text = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
-        return [json.loads(line) for line in text if line.strip()]
-
-
-def words_of(identifier: str) -> str:
-    """`GetWeather`, `book_flight`, `cityOfEvent` as lower-case words."""
-    spaced = "".join(" " + char.lower() if char.isupper() else char for char in identifier)
-    return " ".join(spaced.replace("_", " ").replace("-", " ").split())
-
-
-def _call(text: str, tools: list[Tool], name: str, arguments: Record, skill: str, language: str = "en") -> Example:
-    messages = (Message.of("user", text), call_message(name, compact_json(arguments)))
-    return Example(skill=skill, language=language, messages=messages, tools=tuple(tools))
-
-
-def _shuffled(rng: random.Random, items: list[Any]) -> list[Any]:
-    found = list(items)
-    rng.shuffle(found)
-    return found
-
-
-def _object(rng: random.Random, needed: list[str], more: list[str]) -> dict[str, Any]:
-    """An object schema of string properties; `more` are optional ones the text says nothing of."""
-    extra = rng.sample(more, k=min(len(more), rng.choice([0, 0, 1, 2])))
-    names = _shuffled(rng, [*needed, *extra])
-    return {"type": "object", "properties": {n: {"type": "string"} for n in names}, "required": list(needed)}
-
-
-def _ordered(schema: Record, values: Record) -> Record:
-    return {name: values[name] for name in schema["properties"] if name in values}
+__all__ = ["SOURCES", "Source", "read_jsonl", "words_of"]
 
 
 def _snips(records: list[Record], rng: random.Random) -> Iterator[Example]:
@@ -111,11 +33,11 @@ def _snips(records: list[Record], rng: random.Random) -> Iterator[Example]:
         if not values or len(text) > 200:
             continue
         more = sorted(slots[intent] - set(values))
-        schema = _object(rng, sorted(values), more)
-        ordered = _ordered(schema, values)
+        schema = object_of(rng, sorted(values), more)
+        in_order = ordered(schema, values)
         if rng.random() < 0.5:
             wanted = ResponseFormat(kind="json_schema", name=words_of(intent).replace(" ", "_"), schema=schema)
-            messages = (Message.of("user", text), Message.of("assistant", compact_json(ordered)))
+            messages = (Message.of("user", text), Message.of("assistant", compact_json(in_order)))
             schema["required"] = list(schema["properties"])
             for name in set(schema["properties"]) - set(values):
                 schema["properties"][name] = {"type": ["string", "null"]}
@@ -128,11 +50,11 @@ def _snips(records: list[Record], rng: random.Random) -> Iterator[Example]:
                 Tool(
                     name=name,
                     description=words_of(name).capitalize() if rng.random() < 0.6 else "",
-                    parameters=schema if name == intent else _object(rng, rng.sample(sorted(slots[name]), k=2), []),
+                    parameters=schema if name == intent else object_of(rng, rng.sample(sorted(slots[name]), k=2), []),
                 )
-                for name in _shuffled(rng, names)
+                for name in shuffled(rng, names)
             ]
-            yield _call(text, tools, intent, ordered, "snips")
+            yield call_of(text, tools, intent, in_order, "snips")
 
 
 def _sgd_tools(records: list[Record]) -> dict[str, dict[str, Record]]:
@@ -154,7 +76,7 @@ def _sgd_tools(records: list[Record]) -> dict[str, dict[str, Record]]:
 
 def _sgd_tool(rng: random.Random, name: str, intent: Record, needed: list[str]) -> Tool:
     others = [slot for slot in intent["slots"] if slot not in needed]
-    names = _shuffled(rng, [*needed, *rng.sample(others, k=min(len(others), rng.choice([0, 0, 1, 2])))])
+    names = shuffled(rng, [*needed, *rng.sample(others, k=min(len(others), rng.choice([0, 0, 1, 2])))])
     described = rng.random() < 0.4
     properties = {
         slot: {"type": "string", "description": intent["slots"][slot]} if described else {"type": "string"}
@@ -185,7 +107,7 @@ def _sgd(records: list[Record], rng: random.Random) -> Iterator[Example]:
                 if name not in {t.name for t in tools} and other.split("_")[0] != service.split("_")[0]:
                     needed = list(services[other][name]["slots"])[:2]
                     tools.append(_sgd_tool(rng, name, services[other][name], needed))
-            yield _call(text, _shuffled(rng, tools), active, _ordered(dict(tool.parameters), values), "sgd")
+            yield call_of(text, shuffled(rng, tools), active, ordered(dict(tool.parameters), values), "sgd")
 
 
 def _labels(text_key: str, label_key: str) -> Any:
@@ -195,7 +117,7 @@ def _labels(text_key: str, label_key: str) -> Any:
             text, label = row[text_key].strip(), row[label_key]
             if len(text) > 160:
                 continue
-            names = _shuffled(rng, [label, *rng.sample([n for n in labels if n != label], k=rng.randint(1, 4))])
+            names = shuffled(rng, [label, *rng.sample([n for n in labels if n != label], k=rng.randint(1, 4))])
             if rng.random() < 0.5:
                 key = rng.choice(["intent", "category", "label", "topic"])
                 schema = {"type": "object", "properties": {key: {"type": "string", "enum": names}}, "required": [key]}
@@ -205,7 +127,7 @@ def _labels(text_key: str, label_key: str) -> Any:
             else:
                 empty = {"type": "object", "properties": {}}
                 tools = [Tool(name=n.replace("?", ""), parameters=empty) for n in names]
-                yield _call(text, tools, label.replace("?", ""), {}, "labels")
+                yield call_of(text, tools, label.replace("?", ""), {}, "labels")
 
     return convert
 
@@ -233,9 +155,81 @@ def _crosswoz(records: list[Record], rng: random.Random) -> Iterator[Example]:
             names = [domain, *rng.sample(sorted(set(tools) - {domain}), k=rng.randint(0, 2))]
             offered = [
                 Tool(name=tools[n], description=f"查找{n}", parameters=schema if n == domain else {"type": "object"})
-                for n in _shuffled(rng, names)
+                for n in shuffled(rng, names)
             ]
-            yield _call(turn["content"], offered, tools[domain], values, "crosswoz", "zh")
+            yield call_of(turn["content"], offered, tools[domain], values, "crosswoz", "zh")
+
+
+def _multidogo(records: list[Record], rng: random.Random) -> Iterator[Example]:
+    """Customers' turns, one or a whole conversation's: their slots as fields, absent ones null; or their intent."""
+    talks: dict[str, list[Record]] = {}
+    slots: dict[str, set[str]] = {}
+    intents: dict[str, set[str]] = {}
+    for record in records:
+        talks.setdefault(record["conversationId"], []).append(record)
+        domain = record["_file"].split("/")[1]
+        slots.setdefault(domain, set()).update(set(record["slot-labels"].split()) - {"O"})
+        intents.setdefault(domain, set()).update(set(_plain_intents(record)))
+    for turns in talks.values():
+        domain = turns[0]["_file"].split("/")[1]
+        for turn in rng.sample(turns, k=min(2, len(turns))):
+            if named := _plain_intents(turn):
+                yield _choice(rng, turn["utterance"], named[0], sorted(intents[domain]))
+        told = [turn for turn in turns if turn["slot-labels"].strip("O ")]
+        chosen = told if rng.random() < 0.4 else told[:1]
+        text = "\n".join(turn["utterance"] for turn in chosen)
+        values = {name: value for turn in chosen for name, value in _slot_values(turn).items()}
+        if values and len(text) <= 500:
+            more = rng.sample(
+                sorted(slots[domain] - set(values)), k=min(rng.choice([0, 0, 1, 2]), len(slots[domain] - set(values)))
+            )
+            yield _filled(rng, text, values, more)
+
+
+def _plain_intents(record: Record) -> list[str]:
+    """The intents that say what is wanted; greetings, thanks and the like do not."""
+    said = record["intent"].replace("<div>", " ").split()
+    return said if len(said) == 1 and said[0] not in _MANNERS else []
+
+
+_MANNERS = {"contentonly", "confirmation", "rejection", "thankyou", "openinggreeting", "closinggreeting", "outofdomain"}
+
+
+def _slot_values(record: Record) -> Record:
+    """Runs of words with the same label, as they stand in the text; the last of a name counts."""
+    words, labels = record["utterance"].split(), record["slot-labels"].split()
+    values: Record = {}
+    if len(words) != len(labels):
+        return values
+    start = 0
+    for i in range(1, len(words) + 1):
+        if i == len(words) or labels[i] != labels[start]:
+            if labels[start] != "O" and (value := " ".join(words[start:i])) in record["utterance"]:
+                values[labels[start]] = value
+            start = i
+    return values
+
+
+def _filled(rng: random.Random, text: str, values: Record, absent: list[str]) -> Example:
+    names = shuffled(rng, [*values, *absent])
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {n: {"type": "string"} if n in values else {"type": ["string", "null"]} for n in names},
+        "required": names,
+    }
+    answer = compact_json({name: values.get(name) for name in names})
+    wanted = ResponseFormat(kind="json_schema", name="answer", schema=schema)
+    messages = (Message.of("user", text), Message.of("assistant", answer))
+    return Example(skill="multidogo", language="en", messages=messages, response_format=wanted)
+
+
+def _choice(rng: random.Random, text: str, label: str, labels: list[str]) -> Example:
+    others = [name for name in labels if name != label]
+    names = shuffled(rng, [label, *rng.sample(others, k=min(len(others), rng.randint(1, 4)))])
+    schema = {"type": "object", "properties": {"intent": {"type": "string", "enum": names}}, "required": ["intent"]}
+    wanted = ResponseFormat(kind="json_schema", name="answer", schema=schema)
+    messages = (Message.of("user", text), Message.of("assistant", compact_json({"intent": label})))
+    return Example(skill="multidogo", language="en", messages=messages, response_format=wanted)
 
 
 def _split(_: int, record: Record) -> Part:
@@ -246,6 +240,14 @@ def _split(_: int, record: Record) -> Part:
 
 def _banking(i: int, record: Record) -> Part:
     return _split(i, record) if record.get("set") == "banking77" else "other"
+
+
+def _dogo_part(_: int, record: Record) -> Part:
+    """By the file: one of the two annotations of the same conversations is enough."""
+    level, _domain, name = record["_file"].split("/")
+    if level != "splits_annotated_at_turn_level":
+        return "other"
+    return cast(Part, {"train.tsv": "train", "test.tsv": "test"}.get(name, "other"))
 
 
 SOURCES: tuple[Source, ...] = (
@@ -289,5 +291,40 @@ SOURCES: tuple[Source, ...] = (
         licence="Apache-2.0",
         convert=_crosswoz,
         part=lambda i, record: "train" if i < 800 else "test",
+    ),
+    Source(
+        name="sgd_dialogue",
+        file="dialogue/sgd_train.jsonl.zst",
+        origin="google-research-datasets/dstc8-schema-guided-dialogue",
+        licence="CC BY-SA 4.0",
+        convert=sgd_dialogues,
+        part=lambda i, record: "train",
+        has_test=False,
+    ),
+    Source(
+        name="taskmaster4",
+        file="dialogue/taskmaster4.jsonl.zst",
+        origin="google-research-datasets/Taskmaster",
+        licence="CC BY 4.0",
+        convert=taskmaster,
+        part=lambda i, record: "train",
+        has_test=False,
+    ),
+    Source(
+        name="multidogo",
+        file="dialogue/multidogo.jsonl.zst",
+        origin="awslabs/multi-domain-goal-oriented-dialogues-dataset",
+        licence="CDLA-Permissive-1.0",
+        convert=_multidogo,
+        part=_dogo_part,
+    ),
+    Source(
+        name="t0_reading",
+        file="dialogue/t0_open_subset.jsonl.zst",
+        origin="yizhongw/self-instruct (P3/T0: AdversarialQA, Quoref, DuoRC, ROPES, QuaRTz)",
+        licence="Apache-2.0 and CC BY 4.0, CC BY-SA 3.0 and 4.0, MIT of the sets",
+        convert=t0_reading,
+        part=lambda i, record: "train",
+        has_test=False,
     ),
 )

@@ -15,7 +15,10 @@ from smelt.data.tasks.injections import document_example, fidelity_example
 from smelt.data.tasks.injections import result_example as order_in_result_example
 from smelt.data.tasks.limits import limits_example
 from smelt.data.tasks.lookup import long_example, repeat_example
+from smelt.data.tasks.mails import mail_example
 from smelt.data.tasks.multicalls import chain_example, many_example, missing_example, parallel_example
+from smelt.data.tasks.policies import policy_example
+from smelt.data.tasks.reading import reading_example
 from smelt.data.tasks.receipts import receipt_example
 from smelt.data.tasks.records import filing_example, nested_example, null_example, told_example
 from smelt.data.tasks.secrets import given_example, kept_example
@@ -51,6 +54,9 @@ GENERATORS: Mapping[str, Generator] = {
     "classify": classify_example,
     "service": service_example,
     "facts": facts_example,
+    "policy": policy_example,
+    "mail": mail_example,
+    "reading": reading_example,
     "talk": talk_example,
     "limits": limits_example,
     # who may give orders

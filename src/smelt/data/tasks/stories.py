@@ -114,9 +114,13 @@ def _joined(v: Values, clauses: list[str]) -> list[str]:
 
 def _with_filler(v: Values, found: list[str]) -> list[str]:
     for _ in range(v.pick([0, 0, 0, 1, 1, 2])):
-        noise = v.pick(v.pool) if v.pool and v.chance(0.35) else phrase(v, "layout/filler")
-        found.insert(v.rng.randint(0, len(found)), noise)
+        found.insert(v.rng.randint(0, len(found)), unrelated(v, 0.35))
     return found
+
+
+def unrelated(v: Values, share: float = 0.7) -> str:
+    """A sentence that tells none of the facts: of running text with `share`, where there is any, or a common phrase."""
+    return v.pick(v.pool) if v.pool and v.chance(share) else phrase(v, "layout/filler")
 
 
 def kind_name(v: Values, kind: str, language: str | None = None) -> str:

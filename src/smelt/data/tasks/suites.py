@@ -15,7 +15,10 @@ from smelt.data.tasks.injections import document_example, fidelity_example
 from smelt.data.tasks.injections import result_example as order_in_result_example
 from smelt.data.tasks.limits import limits_example
 from smelt.data.tasks.lookup import long_example
+from smelt.data.tasks.mails import mail_example
 from smelt.data.tasks.multicalls import chain_example, many_example, missing_example, parallel_example
+from smelt.data.tasks.policies import policy_example
+from smelt.data.tasks.reading import reading_example
 from smelt.data.tasks.receipts import receipt_example
 from smelt.data.tasks.records import filing_example, nested_example, null_example, told_example
 from smelt.data.tasks.secrets import given_example, kept_example
@@ -120,6 +123,19 @@ SUITES: Mapping[str, HeldOut] = {
     ),
     "lookup_absent": HeldOut(
         lambda v: lookup_example(v, False, "lookup_absent"), "phrases", "a key that does not stand in the list"
+    ),
+    "mail": HeldOut(
+        mail_example, "phrases", "a reply to a thread: whom to, the right words and facts, who signs"
+    ),
+    "policy": HeldOut(
+        policy_example, "phrases",
+        "customers' questions and cases held against the rules of a system prompt, a fifth of them not in it",
+    ),
+    "reading": HeldOut(
+        lambda v: reading_example(v, True, "reading"), "phrases", "who, where, when, what in a short text"
+    ),
+    "reading_absent": HeldOut(
+        lambda v: reading_example(v, False, "reading_absent"), "phrases", "the same where the text does not say it"
     ),
     "limits": HeldOut(limits_example, "phrases", "questions about the model itself in held-out words"),
     "ih_aligned": HeldOut(
