@@ -35,12 +35,16 @@ _CUT_OFF = ("length", "content_filter")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRecord:
-    """A conversation of line `line` (from 1). weights: per message, whether an assistant's turn is learned."""
+    """A conversation of line `line` (from 1). weights: per message, whether an assistant's turn is learned.
+
+    logprobs: `logprobs.content` of the last answer, where the side field has it (recorded traffic, asked teachers).
+    """
 
     line: int
     example: Example
     weights: tuple[bool, ...]
     finish_reason: str = "stop"
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +191,18 @@ def record_of(number: int, text: str) -> ChatRecord | TextRecord:
         tools=tools,
         response_format=_response_format((about.get("settings") or {}).get("response_format")),
     )
-    return ChatRecord(line=number, example=example, weights=weights, finish_reason=reason)
+    return ChatRecord(
+        line=number, example=example, weights=weights, finish_reason=reason, logprobs=_logprobs(about.get("logprobs"))
+    )
+
+
+def _logprobs(value: Any) -> tuple[dict[str, Any], ...]:
+    if value is None:
+        return ()
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, list | None) or not all(isinstance(entry, dict) for entry in content or ()):
+        raise ProblemError("metadata.logprobs.content", "sought a list of objects, as chat completions report them")
+    return tuple(content or ())
 
 
 def _message(body: Any, path: str) -> Message:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from smelt.data.batches import Batch
-from smelt.train.linear_loss import PIECE_NUMBERS
 from smelt.train.teacher_cache_format import CacheSettings, Kept, batch_digest
 from smelt.train.teachers import DecoderTeacher
 from smelt.train.teachers_signals import Dense
+
+_PIECE_NUMBERS = 1 << 22  # log-probabilities held at once: 16 MiB
 
 
 class ModelScorer:
@@ -46,7 +47,7 @@ class ModelScorer:
         )
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         entropy = 0.0
-        piece_len = max(64, PIECE_NUMBERS // self.vocab_len)
+        piece_len = max(64, _PIECE_NUMBERS // self.vocab_len)
         for start in range(0, len(signal.hidden), piece_len):
             log_p = _log_probs(signal, slice(start, start + piece_len), settings.temperature)
             entropy -= float((log_p.exp() * log_p).sum(dtype=torch.float64))
