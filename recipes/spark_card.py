@@ -33,7 +33,7 @@ _CAN = [
 ]
 _CANNOT = [
     "it knows nothing of the world: no facts, no arithmetic, no code, no stories, no translation",
-    "it hardly ever notices that no offered tool fits: with tool_choice auto it calls one all the same",
+    "it notices that no offered tool fits half of the time, and now and then declines where one does",
     "it copies values and does not reason: what does not stand in the text is guessed",
     "words far from the phrasings it was trained on, and long or nested schemas, go wrong often",
     "one call at a time: parallel calls were not trained",
