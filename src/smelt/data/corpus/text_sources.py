@@ -20,10 +20,11 @@ from smelt.data.corpus.language import LANGUAGE
 from smelt.data.corpus.readers import Meter, Reader
 
 SEED_FILTERS = (content.HATE, content.ADULT, AGGREGATOR, content.SPAM)
-"""The four of GPT-4o mini's launch text; they run on every source."""
+"""The four of GPT-4o mini's launch text; they run on every source, before all others."""
 
 _READABLE = (quality.BROKEN, quality.BOILERPLATE, quality.REPEATED_LINES, quality.REPEATED_NGRAMS)
 PROSE = (
+    *SEED_FILTERS,
     quality.length(50),
     LANGUAGE,
     quality.LETTERS,
@@ -33,12 +34,11 @@ PROSE = (
     quality.LIST_LINES,
     quality.SENTENCES,
     *_READABLE,
-    *SEED_FILTERS,
 )
 WEB = (*PROSE, quality.BRACES)
-STORIES = (quality.length(20), LANGUAGE, quality.BROKEN, *SEED_FILTERS)  # children's books repeat themselves
-TEXTBOOK = (quality.length(50), LANGUAGE, quality.STOP_WORDS, quality.SYMBOLS, quality.BROKEN, *SEED_FILTERS)
-TECHNICAL = (quality.length(20), quality.BROKEN, *SEED_FILTERS)
+STORIES = (*SEED_FILTERS, quality.length(20), LANGUAGE, quality.BROKEN)  # children's books repeat themselves
+TEXTBOOK = (*SEED_FILTERS, quality.length(50), LANGUAGE, quality.STOP_WORDS, quality.SYMBOLS, quality.BROKEN)
+TECHNICAL = (*SEED_FILTERS, quality.length(20), quality.BROKEN)
 
 
 @dataclass(frozen=True, kw_only=True)
