@@ -206,3 +206,20 @@ def test_short_rows_need_no_mask() -> None:
     assert attends([None, 16], 0, None, like) == {None: Causal(), 16: Causal()}
     assert isinstance(attends([15], 0, None, like)[15], Sliding)
     assert isinstance(attends([15], 3, None, like)[15], Masked)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other lengths in the next batch are no reason to compile again."""
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    config = tiny_config("gemma3_text", num_layers=2)
+    plain, compiled = (Decoder.from_tensors(config, random_tensors(config, 2)) for _ in range(2))
+    for layer in compiled.model.layers:
+        layer.compile()
+    ids = torch.randint(2, config.vocab_size, (1, 40), generator=torch.Generator().manual_seed(0))
+    for lengths in ([10, 30], [4, 5, 6], [39]):
+        logits = [model(ids, segment_ids_BT=segments_of([lengths], 40)) for model in (plain, compiled)]
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)

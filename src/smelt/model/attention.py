@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -125,7 +125,13 @@ class Packed:
     inside: Attend
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend."""
+        """Attend. Stays out of compiled graphs, which would be made anew for every other set of lengths."""
+        if torch.compiler.is_compiling():
+            apart: Any = torch.compiler.disable(self._rows)  # type: ignore[no-untyped-call]
+            return cast(Tensor, apart(q, k, v, scale))
+        return self._rows(q, k, v, scale)
+
+    def _rows(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         rows = zip(torch.split(q, 1), torch.split(k, 1), torch.split(v, 1), self.lengths, strict=True)
         return torch.cat([self._row(*row, scale) for row in rows])
 
