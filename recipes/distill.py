@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smelt.data.batches import Batch, Encoded, encode
 from smelt.train.recipe import Recipe, Workshop
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from smelt.tokenizer import Tokenizer
     from smelt.train.loop import Run, Stream
     from smelt.train.objectives import Objective
-    from smelt.train.teacher_cache import CachedTeacher
-    from smelt.train.teachers import DecoderTeacher
+    from smelt.train.teacher_cache import CachedTeacher, Scorer
+    from smelt.train.teacher_cache_format import CacheSettings, Kept
 
 _HELD_OUT_EVERY = 20  # of the conversations one is kept back, to say what was learned
 
@@ -36,9 +38,12 @@ _HELD_OUT_EVERY = 20  # of the conversations one is kept back, to say what was l
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """chats: JSONL files. student, teacher: folders, Hugging Face ids or shipped names; no teacher: fine-tuning alone.
+    A teacher may be an OpenAI-compatible URL too (http://.../v1, with teacher_model and the key in SMELT_TEACHER_KEY)
+    that scores texts with log-probabilities; prices are per million tokens, for the cost shown.
 
     ratio: the teacher's share against the files' own answers. beta: 0 forward KL to 1 reverse KL. cache: "online" asks
-    the teacher at every step; "sampled" and "top_k" ask it once an epoch's batches and keep cache_k ids a token.
+    the teacher at every step; "sampled" and "top_k" ask it once an epoch's batches and keep cache_k ids a token;
+    "recorded" takes the log-probabilities that came with the files' answers, and no teacher.
     on_policy: share of batches the student continues itself (beta of 0.5 or 1 suits it). generated: conversations
     drawn where there are no files. Learning rates are a tenth of those from scratch.
     """
@@ -50,7 +55,10 @@ class DistillConfig:
     ratio: float = 1.0
     beta: float = 0.0
     temperature: float = 1.0
-    cache: Literal["online", "sampled", "top_k"] = "online"
+    teacher_model: str = ""
+    input_price: float = 0.0
+    output_price: float = 0.0
+    cache: Literal["online", "sampled", "top_k", "recorded"] = "online"
     cache_k: int = 12
     on_policy: float = 0.0
     max_new: int = 128
@@ -89,7 +97,8 @@ def make(config: DistillConfig, shop: Workshop) -> Path:
     pad_id = start.config.pad_id or 0
     stream = epoch(config, learned, pad_id)
     student = Decoder.from_tensors(start.config, start.tensors)
-    run = make_run(config, student, stream, objective(config, tokenizer, start, stream, shop), shop)
+    chosen = objective(config, tokenizer, start, stream, shop)
+    run = make_run(config, student, stream, chosen, shop)
     held_out = [batch for batch in epoch(config, kept_back, pad_id).chunk(0) if batch.num_learned]
     before = held_out_loss(student, held_out, run)  # of the start: the run takes up its own weights in train()
     position = run.train()
@@ -97,7 +106,8 @@ def make(config: DistillConfig, shop: Workshop) -> Path:
     folder = shop.out / "model"
     if shop.world.writes:
         after = held_out_loss(result, held_out, run)
-        told = {"held_out_nats_before": before, "held_out_nats_after": after, "steps": position.step}
+        told: dict[str, Any] = {"objective": chosen.name, "steps": position.step}
+        told |= {"held_out_nats_before": before, "held_out_nats_after": after}
         shop.say(f"held out: {before:.4f} nats a token before, {after:.4f} after")
         export(config, start, result, folder, told)
     return folder
@@ -158,12 +168,20 @@ def objective(
     from smelt.train.distill_divergence import Divergence
     from smelt.train.objectives import CrossEntropy
     from smelt.train.on_policy import OnPolicy
+    from smelt.train.teacher_cache_scorer import ModelScorer
     from smelt.train.teachers import load_teacher
 
+    divergence = Divergence(beta=config.beta, temperature=config.temperature)
+    if config.cache == "recorded":
+        cached = cache(config, recorded(config, tokenizer), stream, shop)
+        return Distillation(cached, divergence=divergence, ratio=config.ratio)
     if not config.teacher:
         return CrossEntropy()
+    if config.teacher.startswith(("http://", "https://")):
+        with behind_url(config, tokenizer, shop) as scorer:
+            cached = cache(config, scorer, stream, shop)
+        return Distillation(cached, divergence=divergence, ratio=config.ratio)
     teacher = load_teacher(resolve_model(config.teacher), tokenizer)
-    divergence = Divergence(beta=config.beta, temperature=config.temperature)
     own = None
     if config.on_policy:
         own = OnPolicy(
@@ -173,25 +191,28 @@ def objective(
             end_ids=frozenset(start.config.eos_ids),
             seed=config.seed,
         )
-    if config.cache == "online":
-        return Distillation(teacher, divergence=divergence, ratio=config.ratio, on_policy=own)
-    cached = cache(config, teacher, stream, shop)
-    return Distillation(cached, divergence=divergence, ratio=config.ratio, on_policy=own)
+    chosen = (
+        teacher if config.cache == "online" else cache(config, ModelScorer(teacher, shop.world.device), stream, shop)
+    )
+    return Distillation(chosen, divergence=divergence, ratio=config.ratio, on_policy=own)
 
 
-def cache(config: DistillConfig, teacher: DecoderTeacher, stream: Cycled, shop: Workshop) -> CachedTeacher:
-    """The teacher's answers to one epoch, under `<out>/teacher`; one process asks, the others wait."""
+def cache(config: DistillConfig, scorer: Scorer, stream: Cycled, shop: Workshop) -> CachedTeacher:
+    """The scorer's answers to one epoch, under `<out>/teacher`; one process asks, the others wait."""
     from smelt.train.teacher_cache import CachedTeacher, build_cache, report_line
     from smelt.train.teacher_cache_format import CacheSettings
-    from smelt.train.teacher_cache_scorer import ModelScorer
 
-    method: Literal["sampled", "top_k"] = "top_k" if config.cache == "top_k" else "sampled"
-    settings = CacheSettings(method=method, k=config.cache_k, temperature=config.temperature, seed=config.seed)
+    settings = CacheSettings(
+        method="sampled" if config.cache == "sampled" else "top_k",
+        k=config.cache_k,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
 
     def build() -> Path:
         return build_cache(
             shop.out / "teacher",
-            ModelScorer(teacher, shop.world.device),
+            scorer,
             stream,
             stream.num_chunks,
             settings,
@@ -202,6 +223,45 @@ def cache(config: DistillConfig, teacher: DecoderTeacher, stream: Cycled, shop: 
         build()
     shop.world.wait()
     return CachedTeacher(build())
+
+
+@contextmanager
+def behind_url(config: DistillConfig, tokenizer: Tokenizer, shop: Workshop) -> Iterator[Scorer]:
+    """A teacher that scores our texts at a URL, and tells what that costs after every chunk."""
+    from smelt.train.teachers_asking import Asker, Spent
+    from smelt.train.teachers_url import URLScorer
+
+    class Told(URLScorer):
+        def score(self, batches: Sequence[Batch], settings: CacheSettings) -> list[Kept]:
+            found = super().score(batches, settings)
+            shop.say(f"teacher: {self.asker.spent.line()}")
+            return found
+
+    asker = Asker(
+        config.teacher,
+        config.teacher_model,
+        api_key=os.environ.get("SMELT_TEACHER_KEY", "none"),
+        spent=Spent(input_price=config.input_price, output_price=config.output_price),
+    )
+    with closing(asker):
+        yield Told(asker, tokenizer)
+
+
+def recorded(config: DistillConfig, tokenizer: Tokenizer) -> Scorer:
+    """The log-probabilities that came with the files' answers. Raises DataError where none did."""
+    from smelt.chat import renderer_for
+    from smelt.core.errors import DataError
+    from smelt.data.chat_jsonl import encode_record, read_chat_jsonl
+    from smelt.train.teachers_url import RecordedScorer, TokenNames, recorded_rows
+
+    renderer, names = renderer_for(tokenizer), TokenNames(tokenizer)
+    files = [read_chat_jsonl(path, on_problem="skip" if config.skip_problems else "raise") for path in config.chats]
+    records = [record for file in files for record in file.records if record.logprobs]
+    if not records:
+        raise DataError("cache=recorded: sought answers with log-probabilities in the side field, found none")
+    rows = dict(recorded_rows(encode_record(renderer, r), r.logprobs, tokenizer, names) for r in records)
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in config.chats)).hexdigest()
+    return RecordedScorer(rows, tokenizer.vocab_size, digest)
 
 
 def make_run(config: DistillConfig, student: Decoder, stream: Cycled, chosen: Objective, shop: Workshop) -> Run:
@@ -232,7 +292,7 @@ def held_out_loss(model: Decoder, batches: list[Batch], run: Run) -> float:
     return mean_loss(model.to(run.device), batches, run.device)
 
 
-def export(config: DistillConfig, start: Checkpoint, result: Decoder, folder: Path, told: dict[str, float]) -> None:
+def export(config: DistillConfig, start: Checkpoint, result: Decoder, folder: Path, told: dict[str, Any]) -> None:
     """The student's folder with the new weights; its old card's scores are no longer true, so it gets none."""
     from smelt.checkpoint import save_checkpoint
     from smelt.train.lineage import chained

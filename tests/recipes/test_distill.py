@@ -13,6 +13,7 @@ import torch
 from recipes.distill import DistillConfig, make, recipe
 from smelt.checkpoint import open_checkpoint
 from smelt.core.errors import DataError, UnsupportedError
+from smelt.tokenizer import Tokenizer
 from smelt.train.lineage import broken_at
 from smelt.train.recipe import Workshop
 from tests.tiny import make_tiny_folder
@@ -85,6 +86,44 @@ def test_a_teacher_of_another_vocabulary_is_refused(chats: Path, tiny_folder: Pa
     broken = dataclasses.replace(given, teacher="", skip_problems=False)
     with pytest.raises(DataError, match="line 8, metadata.finish_reason"):
         make(broken, shop(tmp_path / "other")[0])
+
+
+def test_log_probabilities_in_the_file_are_learned_from(tiny_folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_folder)
+    ids = tokenizer.encode("Fine.")
+
+    def told(i: int, logprob: float) -> dict[str, Any]:
+        return {"token": tokenizer.decode([i]), "bytes": list(tokenizer.token_bytes(i)), "logprob": logprob}
+
+    content = [{**told(i, -0.1), "top_logprobs": [told(i, -0.1), told(i + 1, -3.0)]} for i in ids]
+    messages = [{"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Fine."}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": messages, "metadata": {"logprobs": {"content": content}}}) + "\n")
+    place, said = shop(tmp_path / "out")
+    folder = make(settings(path, tiny_folder, cache="recorded", cache_k=4, total_steps=4), place)
+    lineage = json.loads((folder / "lineage.json").read_text())
+    assert lineage[0]["held_out_nats_after"] < lineage[0]["held_out_nats_before"]
+    assert any("teacher cache" in line for line in said)
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(DataError, match="found none"):
+        make(settings(path, tiny_folder, cache="recorded"), shop(tmp_path / "other")[0])
+
+
+def test_a_url_is_asked_once_and_says_what_it_cost(live_url: str, served_folder: Path, tmp_path: Path) -> None:
+    """Plain texts: our server takes no control tokens in prompts, so conversations need a folder or chat logprobs."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "The weather", "completion": " is fine.", "metadata": {"finish_reason": "length"}}) + "\n"
+    )
+    given = settings(
+        path, served_folder, teacher=f"{live_url}/v1", teacher_model="gpt-4o-mini", cache_k=5, total_steps=1
+    )
+    given = dataclasses.replace(given, input_price=1.0, row_len=16, rows=1)
+    place, said = shop(tmp_path / "out")
+    make(given, place)
+    assert any("teacher: " in line and "cost 0.00" in line for line in said)
+    make(given, place)
+    assert sum("teacher: " in line for line in said) == 1  # the second call found all answers there
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from smelt.chat import HouseRenderer
+from smelt.checkpoint import open_checkpoint
 from smelt.core.errors import DataError, InvalidRequestError, UnsupportedError
 from smelt.data.batches import Batch
 from smelt.data.chat_jsonl import encode_record, read_chat_jsonl
@@ -125,6 +127,21 @@ def test_a_scored_text_is_the_top_k_of_the_same_model(model: Decoder, tokenizer:
     losses = [float(Distillation(CachedTeacher(one))(student, batch, CPU).total.detach()) for one in (folder, own)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
     assert asker.spent.num_requests == 2 and asker.spent.prompt_tokens == batch.num_learned + 2
+
+
+def test_our_own_server_is_such_a_teacher(live_url: str, served_folder: Path) -> None:
+    """A real server process scores a text; against the same folder in this process."""
+    served = Tokenizer.load(served_folder)
+    batch = packed(served, TEXT)
+    with closing(Asker(f"{live_url}/v1", "gpt-4o-mini", attempts=2)) as asker:
+        (found,) = URLScorer(asker, served).score([batch], CacheSettings(method="top_k", k=5))
+    checkpoint = open_checkpoint(served_folder)
+    own = DecoderTeacher(Decoder.from_tensors(checkpoint.config, checkpoint.tensors), served.vocab_size)
+    (sought,) = ModelScorer(own, CPU).score([batch], CacheSettings(method="top_k", k=5))
+    same = found.ids == sought.ids
+    assert same.mean() > 0.8  # near ties change places, and unclear names count among the rest
+    assert np.abs(found.weights - sought.weights)[same].max() < 1e-2
+    assert asker.spent.prompt_tokens == batch.num_learned + 1
 
 
 def test_names_that_could_be_several_ids_count_among_the_rest(tokenizer: Tokenizer) -> None:

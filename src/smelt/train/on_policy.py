@@ -58,8 +58,11 @@ class OnPolicy:
     def continued(self, model: Decoder, batch: Batch, device: torch.device) -> Batch | None:
         """The batch's documents as the student continues them, one a row; None where it is the data's turn.
 
-        None as well where no document has room for a continuation.
+        None as well where no document has room for a continuation. Raises InvalidRequestError for batches with
+        privileges: the student's own text would carry none.
         """
+        if batch.privileges is not None:
+            raise InvalidRequestError("on-policy text is for batches without privileges")
         generator = torch.Generator().manual_seed(self._seed_of(model, batch))
         if float(torch.rand((), generator=generator)) >= self.share:
             return None

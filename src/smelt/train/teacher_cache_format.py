@@ -76,8 +76,9 @@ def batch_digest(batch: Batch) -> str:
     digest = hashlib.blake2b(repr(batch.inputs.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(batch.inputs).data)
     digest.update(np.ascontiguousarray(batch.targets).data)
-    if batch.segment_ids is not None:
-        digest.update(np.ascontiguousarray(batch.segment_ids).data)
+    for told in (batch.segment_ids, batch.privileges):
+        if told is not None:
+            digest.update(np.ascontiguousarray(told).data)
     return digest.hexdigest()
 
 

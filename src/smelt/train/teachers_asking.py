@@ -82,9 +82,15 @@ class Asker:
             raise InvalidRequestError("concurrency and attempts must be at least 1")
         self.base_url, self.model, self.concurrency = base_url.rstrip("/"), model, concurrency
         self.spent = spent or Spent()
+        self._owns_client = client is None
         self._client = client or httpx.Client(timeout=httpx.Timeout(300, connect=15))
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._attempts, self._sleep = attempts, sleep
+
+    def close(self) -> None:
+        """Give up the connections, unless the client was handed in."""
+        if self._owns_client:
+            self._client.close()
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One answer. Raises InvalidRequestError for a refusal, DataError where no attempt brought an answer."""
