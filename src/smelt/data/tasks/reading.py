@@ -69,6 +69,8 @@ def _beyond(v: Values, told: dict[str, dict[str, str]]) -> str:
     facts = _drawn(v, name)
     asked = [key for key in facts if f"{name}.{key}" in entries("events")]
     texts = [text for key in asked for text in options(v, f"events/{name}.{key}") if mentions(text)]
+    if not texts:
+        return _beyond(v, told)
     if name in told:  # with the words of a told event, and names it does not have
         text = v.pick(texts)
         same = any(facts[role] in told[name].values() for role in mentions(text))
