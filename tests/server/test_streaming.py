@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -216,3 +218,29 @@ async def test_body_deadline(llm: FakeLLM) -> None:
     await peer.start()
     assert peer.status == 408
     assert (b"connection", b"close") in peer.sent[0]["headers"]
+
+
+def test_a_refused_body_is_freed_at_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exception held the frame that waited for it, and the frame the task that held the exception.
+
+    So the parsed body of a refused request, 30 MB in the worst case, stayed until the collector came by.
+    """
+
+    class Parsed(dict[str, Any]):
+        pass
+
+    seen: list[weakref.ref[Parsed]] = []
+
+    def parse(body: bytes) -> Parsed:
+        parsed = Parsed(json.loads(body))
+        seen.append(weakref.ref(parsed))
+        return parsed
+
+    monkeypatch.setattr("smelt.server.service.parse_object", parse)
+    gc.disable()
+    try:
+        assert client.post("/v1/chat/completions", json={"model": "m", "messages": 1}).status_code == 400
+        assert client.post("/v1/completions", json={"model": "m", "prompt": "x"}).status_code == 404
+        assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()

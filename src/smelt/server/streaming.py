@@ -36,6 +36,8 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+        # An exception holds this frame, and the task the exception: a circle that would keep the request's body.
+        del task, watcher
 
 
 async def _disconnected(receive: Receive) -> None:
