@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from smelt.cli.train import TrainOptions, picture, plot, train_command
+from smelt.cli.train import TrainOptions, _stops, picture, plot, train_command
 from smelt.core.errors import InvalidRequestError
 from smelt.train.report import Report
 
@@ -78,6 +83,23 @@ def test_stopped_it_says_so_and_called_again_goes_on(
     train_command(TrainOptions(**options))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["4", "5"]
+
+
+def test_signals_to_forked_workers_are_not_taken_for_the_users(capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker that prepared data printed "stopping" and lived on when it was told to end."""
+    stopping = threading.Event()
+    with _stops(stopping):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+        worker.start()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+        worker.join(0.2)
+        assert worker.is_alive(), "Ctrl-C leaves it at work for the step under way"
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == 128 + signal.SIGTERM
+    assert not stopping.is_set()
+    assert "stopping" not in capfd.readouterr().err
 
 
 def test_a_wrong_setting_makes_no_folder(tmp_path: Path, recipe: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from smelt.core.errors import InvalidRequestError
 from smelt.train import hardware
 from smelt.train.hardware import autocast_dtype, bf16_gain, pick_device
-from tests.train.runs import first_gradients, furthest, uneven_run, weights
+from tests.train.runs import first_gradients, furthest, tiny_run, uneven_run, weights
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,17 @@ def test_narrow_products_give_nearly_the_same_gradients(tmp_path: Path, monkeypa
         cosine = torch.nn.functional.cosine_similarity(found.flatten(), sought.flatten(), dim=0)
         assert cosine > 0.99, name
         assert not torch.equal(found, sought)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in its compiler
+def test_compiled_layers_give_the_same_gradients(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    plain, compiled = (first_gradients(tiny_run(tmp_path, compile=on)) for on in (False, True))
+    assert furthest(plain, compiled) < 1e-4
+    assert not all(torch.equal(plain[name], compiled[name]) for name in plain), "nothing was compiled"
 
 
 @pytest.mark.gpu

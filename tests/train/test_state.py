@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -68,9 +70,24 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays_whole(tmp_path: Path)
     assert torch.equal(found[0]["a"], tensors()["a"])
 
 
-def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(CheckpointError, match="another process"), locked(tmp_path):
+def hold(folder: str, seconds: float) -> None:
+    """Body of a process that trains, and forks a worker that lives on."""
+    with locked(Path(folder)):
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(seconds,)).start()
+        (Path(folder) / "held").touch()
+        time.sleep(seconds)
+
+
+def test_one_process_trains_in_a_folder_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
+    """A run called again right after a kill was refused while the killed one's workers were still ending."""
+    process = started(hold, str(tmp_path), 5.0)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "held").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match="another process"), locked(tmp_path):
         pass
+    process.kill()
+    process.join()
     with locked(tmp_path):
         pass
 

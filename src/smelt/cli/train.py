@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -78,9 +79,18 @@ def _finish(made: Path, last: Report | None, *, as_json: bool) -> None:
 
 @contextmanager
 def _stops(stopping: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; a second one at once."""
+    """The first Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; a second one at once.
+
+    Processes forked from this one (they prepare data) inherit the handlers: Ctrl-C, which a terminal sends to them too,
+    leaves them at work for the step under way; SIGTERM is how they are told to end.
+    """
+    owner = os.getpid()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()

@@ -87,8 +87,10 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
-        except BlockingIOError:
+            # The system releases it when this process ends, also by a kill; forked children (which prepare data and
+            # may outlive it for a moment) do not hold it, as they would with flock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise CheckpointError("another process trains in this folder; wait for it, or choose another") from None
         yield
 
