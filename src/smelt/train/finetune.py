@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch
 from smelt.chat.formats import renderer_of_folder
 from smelt.checkpoint import open_checkpoint
 from smelt.checkpoint.folder import Checkpoint
+from smelt.checkpoint.safetensors import FloatDtype
 from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.data.preferences import PairStream, collate_pairs, one_row
@@ -48,7 +49,8 @@ class FineTuneConfig:
 
     learning_rate_multiplier: of the method's own rates. max_len: ids of an example, at most the model's context.
     batch_tokens: about how many tokens are computed at once; longer examples alone. name: the result's; by default the
-    base's with "-ft" behind it.
+    base's with "-ft" behind it. store: how weights are written; a small change to a bf16 weight may be lost
+    in rounding, which F32 keeps at twice the size.
     """
 
     method: Method = "supervised"
@@ -60,6 +62,7 @@ class FineTuneConfig:
     preference: PreferenceConfig = PreferenceConfig()
     batch_tokens: int = 8192
     name: str | None = None
+    store: Literal["base", "F32"] = "base"
 
     def __post_init__(self) -> None:
         limits = {"epochs": (self.epochs, 1, 50), "batch_size": (self.batch_size, 1, 256)}
@@ -295,10 +298,11 @@ def _finished(job: _Job, run: Run, references: dict[str, Any], before: Measured 
         "wall_s": round(run.position.elapsed_s),
         "hardware": hardware(run.device.type),
     }
-    save_tuned(folder, job.base, result, _card(job, tokens, None, None), [made])
+    dtype: FloatDtype | None = "F32" if job.config.store == "F32" else None
+    save_tuned(folder, job.base, result, _card(job, tokens, None, None), [made], dtype=dtype)
     stored = open_checkpoint(folder)
     after = _measured(job, Decoder.from_tensors(stored.config, stored.tensors).to(run.device), references)
-    save_tuned(folder, job.base, result, _card(job, tokens, before, after), [made])
+    save_tuned(folder, job.base, result, _card(job, tokens, before, after), [made], dtype=dtype)
     return FineTuned(
         folder=folder,
         plan=job.plan,

@@ -27,9 +27,15 @@ def stored_dtype(base: Checkpoint) -> FloatDtype:
 
 
 def save_tuned(
-    folder: Path, base: Checkpoint, model: Decoder, card: Mapping[str, Any], steps: list[dict[str, Any]]
+    folder: Path,
+    base: Checkpoint,
+    model: Decoder,
+    card: Mapping[str, Any],
+    steps: list[dict[str, Any]],
+    *,
+    dtype: FloatDtype | None = None,
 ) -> None:
-    """Write the folder whole, in place of an earlier one; `steps` go behind the base's lineage.
+    """Write the folder whole, in place of an earlier one; `steps` go behind the base's lineage. dtype None: the base's.
 
     Raises CheckpointError for a base whose lineage was changed after it was made.
     """
@@ -38,7 +44,7 @@ def save_tuned(
     files = _kept_files(base.folder)
     files["card.json"] = _json_bytes(card)
     files["lineage.json"] = _json_bytes({"chain": chain})
-    save_checkpoint(folder, model.config, model.tensors(), dtype=stored_dtype(base), files=files, replace=True)
+    save_checkpoint(folder, model.config, model.tensors(), dtype=dtype or stored_dtype(base), files=files, replace=True)
 
 
 def base_name(base: Checkpoint) -> str:
