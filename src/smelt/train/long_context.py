@@ -83,8 +83,9 @@ class JoinedTexts:
         if not count:
             return []
         found = self.texts.pieces(chunk, count * self.document_len)
-        joined = Piece(*(np.concatenate([getattr(p, name) for p in found]) for name in _PARTS))
+        joined = Piece(
+            np.concatenate([piece.inputs for piece in found]),
+            np.concatenate([piece.targets for piece in found]),
+            np.concatenate([piece.privileges for piece in found]),
+        )
         return [joined.cut(i * self.document_len, (i + 1) * self.document_len) for i in range(count)]
-
-
-_PARTS = ("inputs", "targets", "privileges")
