@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch  # noqa: TID253 - it measures training
+import torch
 
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.data.batches import Batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from smelt.core.errors import InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
+from smelt.train.config import ScheduleConfig, TrainConfig
 from smelt.train.distill import Distillation
 from smelt.train.distill_divergence import FORWARD_KL, REVERSE_KL, Divergence
 from smelt.train.distill_hidden import HiddenMatch, HiddenTerms
+from smelt.train.loop import Run, Stage
 from smelt.train.objectives import CrossEntropy, learned_hidden
 from smelt.train.on_policy import OnPolicy
 from smelt.train.teacher_cache import CachedTeacher, build_cache
@@ -137,6 +140,43 @@ def test_its_name_tells_what_it_does() -> None:
         Distillation(teacher(), on_policy=policy).name,
     }
     assert len(names) == 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Two batches a chunk, one packed."""
+
+    def chunk(self, number: int) -> list[Batch]:
+        return [batch(2 * number), batch(2 * number + 1, packed=True)]
+
+
+def a_run(folder: Path) -> tuple[Run, Distillation]:
+    student, one = decoder(), teacher()
+    objective = Distillation(
+        one,
+        divergence=Divergence(beta=0.5),
+        ratio=0.8,
+        hidden=HiddenTerms(HiddenMatch(pairs=((1, 1),)), student, one.model),
+        on_policy=OnPolicy(share=0.5, max_new=4, vocab_len=VOCAB),
+    )
+    config = TrainConfig(schedule=ScheduleConfig(total_steps=8, warmup_steps=2), accumulate=2, workers=2, device="cpu")
+    stage = Stage(name="distil", stream=Rows(), objective=objective)
+    return Run(model=student, stages=[stage], config=config, folder=folder, on_report=lambda _: None), objective
+
+
+def test_a_stopped_run_ends_to_the_bit_where_a_straight_one_does(tmp_path: Path) -> None:
+    """On-policy text, hidden-state terms and their projection included, over two workers."""
+    straight, projections = a_run(tmp_path / "straight")
+    straight.train()
+    for _ in range(2):
+        stopped, others = a_run(tmp_path / "stopped")
+        stopped.train(stop_after=3)
+    stopped, others = a_run(tmp_path / "stopped")
+    assert stopped.train().step == 8
+    for one, other in ((straight.model, stopped.model), (projections, others)):
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(next(projections.parameters()), torch.eye(48))  # it was trained
 
 
 def rule_teacher(seed: int) -> tuple[Decoder, np.random.Generator]:

@@ -62,7 +62,10 @@ def answering(handle: Callable[[dict[str, Any]], Any], **options: Any) -> Asker:
         )
 
     client = httpx.Client(transport=httpx.MockTransport(reply))
-    return Asker("http://teacher/v1", "t", client=client, **({"sleep": lambda _: None} | options))
+    sleep = options.pop("sleep", lambda _: None)
+    asker = Asker("http://teacher/v1", "t", client=client, **options)
+    asker.sleep = sleep
+    return asker
 
 
 def name_of(tokenizer: Tokenizer, token_id: int) -> str:

@@ -60,7 +60,8 @@ class LayerTap:
     @contextmanager
     def listening(self) -> Iterator[dict[int, Tensor]]:
         """Within: each tapped layer's last output [B, T, H], by layer."""
-        self._local.found = found = {}
+        found: dict[int, Tensor] = {}
+        self._local.found = found
         try:
             yield found
         finally:

@@ -118,7 +118,7 @@ def write_chunk(folder: Path, number: int, digests: Sequence[str], kept: Sequenc
         {"digest": digest, "first": int(first), "count": len(one.ids), "entropy": one.entropy}
         for digest, first, one in zip(digests, starts[:-1], kept, strict=True)
     ]
-    write_json(shard.with_suffix(".json"), {"crc32": zlib.crc32(records.view(np.uint8)), "batches": entries})
+    write_json(shard.with_suffix(".json"), {"crc32": zlib.crc32(records.view(np.uint8).data), "batches": entries})
     return shard.stat().st_size
 
 
@@ -126,7 +126,7 @@ def read_chunk(shard: Path) -> Array:
     """A chunk's records, memory-mapped and checked. Raises CheckpointError for a damaged shard."""
     try:
         records: Array = np.load(shard, mmap_mode="r", allow_pickle=False)
-        sum_found = zlib.crc32(np.ascontiguousarray(records).view(np.uint8))
+        sum_found = zlib.crc32(np.ascontiguousarray(records).view(np.uint8).data)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{shard.name}: not a readable shard of a teacher cache") from error
     if sum_found != json.loads(shard.with_suffix(".json").read_text())["crc32"]:

@@ -61,7 +61,7 @@ class Spent:
 class Asker:
     """POSTs to `base_url`, `each` at most `concurrency` at a time; what may pass later is tried up to `attempts` times.
 
-    client and sleep may be handed in for tests; a client handed in is not closed.
+    A client handed in (other transports, tests) is not closed.
     """
 
     def __init__(
@@ -74,7 +74,6 @@ class Asker:
         attempts: int = 6,
         spent: Spent | None = None,
         client: httpx.Client | None = None,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         import httpx
 
@@ -85,7 +84,8 @@ class Asker:
         self._owns_client = client is None
         self._client = client or httpx.Client(timeout=httpx.Timeout(300, connect=15))
         self._headers = {"Authorization": f"Bearer {api_key}"}
-        self._attempts, self._sleep = attempts, sleep
+        self._attempts = attempts
+        self.sleep: Callable[[float], None] = time.sleep
 
     def close(self) -> None:
         """Give up the connections, unless the client was handed in."""
@@ -114,7 +114,7 @@ class Asker:
                 wait_s = max(wait_s, min(_LONGEST_WAIT_S, _seconds(reply.headers.get("retry-after", ""))))
             if attempt + 1 < self._attempts:
                 self.spent.retried()
-                self._sleep(wait_s)
+                self.sleep(wait_s)
         raise DataError(f"the teacher gave no answer in {self._attempts} attempts ({problem}); run again to go on")
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
