@@ -155,8 +155,7 @@ def _return_large_blocks() -> None:
 
     Its size limit for doing so grows with each large block freed (up to 32 MB), after which the copies of one
     20 MB body, 86 MB by measurement, stay with the process for good; setting the limit also fixes it. And each
-    thread that prepares requests would keep a heap of its own: two heaps leave 33 MB after the bad inputs of
-    tests/server, six 75 MB.
+    thread that prepares requests would keep a heap of its own.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
