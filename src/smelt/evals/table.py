@@ -54,16 +54,18 @@ def score(row: Mapping[str, Any]) -> str:
 
 def nothing(row: Mapping[str, Any], control: Summary | None, suite: str) -> str:
     """What random weights, a blind guess or a compressor scores."""
+    parts = []
     if control is not None and suite in control:
         other = control[suite]["all"]
-        if "bits_per_byte" in other:
-            return f"random weights {other['bits_per_byte']['value']:.2f}"
-        return f"random weights {other['exact']['value']:.0%}"
-    if row.get("chance") is not None:
-        return f"chance {row['chance']:.0%}"
+        bits = other.get("bits_per_byte")
+        parts.append(
+            f"random weights {other['exact']['value']:.0%}" if bits is None else f"random weights {bits['value']:.2f}"
+        )
+    elif row.get("chance") is not None:
+        parts.append(f"chance {row['chance']:.0%}")
     if "control" in row:
-        return f"xz {row['control']['xz']:.2f}, byte frequencies {row['control']['byte_frequencies']:.2f}"
-    return ""
+        parts.append(f"xz {row['control']['xz']:.2f}, byte frequencies {row['control']['byte_frequencies']:.2f}")
+    return ", ".join(parts)
 
 
 def differences(found: Mapping[str, Mapping[str, Any]]) -> str:
