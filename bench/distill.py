@@ -5,7 +5,7 @@
 A teacher is trained on English Wikipedia. For each seed two students with the same initial weights see the same
 batches in the same order for the same number of steps: one learns the next token (cross-entropy), one the teacher's
 distribution (forward KL, temperature 1, no cross-entropy). Held-out articles come from another file. Prints a card and
-one final JSON line; called again with the same --out it goes on where it stopped. Written for two quiet cores and 15 minutes.
+one final JSON line; called again with the same --out it goes on where it stopped. Made for two quiet cores, 15 minutes.
 """
 
 from __future__ import annotations
