@@ -229,7 +229,7 @@ FAMILIES: tuple[Family, ...] = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "generated": (*SUITES, "long"),
     "hierarchy": tuple(name for name in SUITES if name.startswith("ih_")),
-    "public": tuple(source.name for source in SOURCES),
+    "public": tuple(source.name for source in SOURCES if source.has_test),
 }
 """Names for several families at once."""
 
