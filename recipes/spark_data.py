@@ -14,20 +14,25 @@ from smelt.data.example import Example
 from smelt.data.prefetch import Prefetched
 from smelt.data.sources import SOURCES, Source
 from smelt.data.stream import Conversations, PackedStream
+from smelt.data.tasks.about import Limits
 from smelt.data.tasks.mixture import Mixture
 from smelt.data.text import Pools, read_pools
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.train.loop import Stage
 
+ABOUT = Limits(name="spark", context_len=4096, max_output_len=4096)
 # Copying is learned late and fast (reference runs: flat until 1.5 M tokens): so it comes first, in its densest form.
-EARLY = Mixture(weights={"repeat": 4, "lookup": 5, "offered": 2, "call": 2, "free": 2, "extract": 1, "facts": 1})
+EARLY = Mixture(
+    limits=ABOUT, weights={"repeat": 4, "lookup": 5, "offered": 2, "call": 2, "free": 2, "extract": 1, "facts": 1}
+)
 MAIN = Mixture(
+    limits=ABOUT,
     weights={
         "call": 22, "session": 12, "offered": 14, "no_tool": 6, "result": 4, "extract": 17, "free": 5, "basket": 2,
         "classify": 5, "service": 10, "facts": 3, "talk": 2, "repeat": 4, "lookup": 4, "long": 2,
     }
 )  # fmt: skip
-FINAL = Mixture(weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
+FINAL = Mixture(limits=ABOUT, weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
 SOURCE_SHARE = 0.15
 CHUNK_ROWS = 32
 # With 1 the choice between calling and saying that no tool fits was not learned in 18 M tokens; with 5 it was.

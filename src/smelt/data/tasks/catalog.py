@@ -107,11 +107,23 @@ def roles() -> dict[str, RoleSpec]:
 @functools.cache
 def words(name: str) -> tuple[str, ...]:
     """The word list `name` ("city.de", "currency")."""
-    for line in _lines("values.txt"):
+    if name not in (lists := _word_lists("values.txt")):
+        raise SmeltError(f"no word list {name!r} in values.txt")
+    return lists[name]
+
+
+def more_words(name: str) -> tuple[str, ...]:
+    """Further words of the list `name` that training has to itself, or none."""
+    return _word_lists("values_more.txt").get(name, ())
+
+
+@functools.cache
+def _word_lists(file: str) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for line in _lines(file):
         head, _, rest = line.partition(": ")
-        if head == name:
-            return tuple(rest) if name == "chars.zh" else tuple(word.strip() for word in rest.split(", "))
-    raise SmeltError(f"no word list {name!r} in values.txt")
+        found[head] = tuple(rest) if head == "chars.zh" else tuple(word.strip() for word in rest.split(", "))
+    return found
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from smelt.data.tasks.requests import (
     train_templates,
 )
 from smelt.data.tasks.talk import system_turn, talk_pair
+from smelt.data.tasks.things import deed
 from smelt.data.tasks.values import Value, Values
 
 NO_TOOL = {
@@ -48,10 +49,12 @@ def rivals(key: str) -> set[str]:
 def train_ask(v: Values) -> Ask:
     """A request of the training distribution."""
     draw = v.rng.random()
-    if draw < 0.56:
+    if draw < 0.48:
         block = v.pick(train_blocks())
         return catalog_ask(v, block, train_templates(block, v.language))
-    return invented_ask(v) if draw < 0.92 else code_ask(v)
+    if draw < 0.7:
+        return invented_ask(v)
+    return deed(v).ask if draw < 0.93 else code_ask(v)
 
 
 def phrased_ask(v: Values) -> Ask:

@@ -6,6 +6,7 @@ Invented words (syllables, random characters, random codes) teach copying instea
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import string
@@ -15,7 +16,7 @@ from typing import Literal, TypeVar
 
 from smelt.data.example import compact_json
 from smelt.data.tasks.about import Limits
-from smelt.data.tasks.catalog import words
+from smelt.data.tasks.catalog import more_words, words
 
 Split = Literal["train", "test"]
 T = TypeVar("T")
@@ -51,6 +52,18 @@ class Value:
 def enum_options(kind: str, language: str) -> list[str] | None:
     """The allowed values of an enumerated kind, or None for a free one."""
     return _ENUMS[kind][language].split() if kind in _ENUMS else None
+
+
+@functools.cache
+def _words_of(name: str, split: Split) -> Sequence[str]:
+    """The words of a list that belong to a split; short lists serve both. Training has further words of its own."""
+    listed = words(name)
+    if len(listed) < 14:
+        return listed
+    held = [word for i, word in enumerate(listed) if i % 7 == 3]
+    if split == "test":
+        return held
+    return [word for word in dict.fromkeys([*listed, *more_words(name)]) if word not in held]
 
 
 # Kinds whose values may be any words, and how many.
@@ -128,7 +141,7 @@ class Values:
 
     def word(self, name: str) -> str:
         """A word of the list `name` for this language and split."""
-        return self.pick(self._held(words(f"{name}.{self.language}")))
+        return self.pick(_words_of(f"{name}.{self.language}", self.split))
 
     def pick(self, options: Sequence[T]) -> T:
         """One of `options`."""
@@ -137,11 +150,6 @@ class Values:
     def chance(self, probability: float) -> bool:
         """True with `probability`."""
         return self.rng.random() < probability
-
-    def _held(self, options: Sequence[str]) -> Sequence[str]:
-        if len(options) < 14:
-            return options
-        return [w for i, w in enumerate(options) if (i % 7 == 3) == (self.split == "test")]
 
     def invented(self, max_syllables: int = 3) -> str:
         """A word that does not exist, in Latin letters."""
