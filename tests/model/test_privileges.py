@@ -15,13 +15,18 @@ from smelt.checkpoint import open_checkpoint, save_checkpoint
 from smelt.checkpoint.hf_config import from_hf, to_hf
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import CheckpointError, EngineError, UnsupportedError
-from smelt.core.messages import Privilege
+from smelt.core.messages import Message, Privilege
+from smelt.core.sampler import ChatRequest
+from smelt.core.sampling import SamplingParams
 from smelt.engine.torch_runner import TorchRunner
+from smelt.generate.events import AnswerText
+from smelt.generate.llm import LLM
+from smelt.generate.options import LLMOptions
 from smelt.model.cache import KVCache
 from smelt.model.decoder import PRIVILEGES, Decoder
 from smelt.native import NativeRunner
 from tests.engine.test_torch_runner import make_batch
-from tests.tiny import random_tensors, tiny_config
+from tests.tiny import make_tiny_folder, random_tensors, tiny_config, tiny_tokenizer_files
 
 CONFIG = tiny_config("gemma3_text", num_privileges=len(Privilege))
 IDS = torch.tensor([[3, 17, 40, 41, 8, 90, 12, 5]])
@@ -119,9 +124,59 @@ def test_the_torch_runner_adds_it() -> None:
         runner.step(batch)
 
 
-def test_the_native_core_refuses_it_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="num_privileges = 6"):
-        NativeRunner(CONFIG, random_tensors(CONFIG, 4), num_blocks=2)
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_len", [8, 3])
+def test_the_native_core_adds_it(chunk_len: int) -> None:
+    tensors = random_tensors(CONFIG, 4)
+    runner = NativeRunner(CONFIG, tensors, weights="fp32", num_blocks=2, num_threads=1)
+    found = []
+    for start in range(0, 8, chunk_len):
+        chunk = slice(start, min(8, start + chunk_len))
+        batch = make_batch([(IDS[0, chunk].tolist(), start)], [[0]])
+        batch.privileges = SAID[0, chunk].numpy()
+        found.append(runner.logits(batch))
+    sought = built()(IDS, privileges_BT=SAID)[0].numpy()
+    np.testing.assert_allclose(np.concatenate(found), sought, atol=1e-4)
+
+
+def test_the_native_core_refuses_a_step_without_privileges_and_a_table_without_rows() -> None:
+    tensors = random_tensors(CONFIG, 4)
+    runner = NativeRunner(CONFIG, tensors, num_blocks=2, num_threads=1)
+    batch = make_batch([(IDS[0].tolist(), 0)], [[0]])
+    with pytest.raises(EngineError, match="privileges has 0 entries; sought 8"):
+        runner.step(batch)
+    batch.privileges = np.full(8, 6, np.uint8)
+    with pytest.raises(EngineError, match=r"privileges\[0\] is 6; sought below 6"):
+        runner.step(batch)
+    with pytest.raises(EngineError, match=f"tensor {PRIVILEGES} is missing"):
+        NativeRunner(CONFIG, {n: t for n, t in tensors.items() if n != PRIVILEGES}, num_blocks=2)
+    wrong = {**tensors, PRIVILEGES: np.full((6, CONFIG.hidden_size), np.nan, np.float32)}
+    with pytest.raises(EngineError, match="NaN"):
+        NativeRunner(CONFIG, wrong, num_blocks=2)
+
+
+def test_a_served_model_hears_who_speaks(tmp_path: Path) -> None:
+    """The same words said by others are another prompt to a model with a table, through the whole engine."""
+    folder = make_tiny_folder(tmp_path / "m", num_privileges=6)
+    raised = {**open_checkpoint(folder).tensors}
+    raised[PRIVILEGES] = raised[PRIVILEGES] * 20
+    plain = {**raised, PRIVILEGES: raised[PRIVILEGES] * 0}
+    files, _ = tiny_tokenizer_files()
+    answers = []
+    for name, tensors in (("raised", raised), ("plain", plain)):
+        save_checkpoint(tmp_path / name, open_checkpoint(folder).config, tensors, files=files)
+        llm = LLM.load(tmp_path / name, options=LLMOptions(threads=1, weights="fp32"))
+        try:
+            prepared = llm.prepare(
+                ChatRequest(messages=(Message.of("user", "hi"),), params=SamplingParams(temperature=0.0, max_tokens=16))
+            )
+            said = [prepared.privileges, bytes(len(prepared.privileges))]
+            replies = [list(llm.events(dataclasses.replace(prepared, privileges=one))) for one in said]
+            answers.append(["".join(e.text for e in reply if isinstance(e, AnswerText)) for reply in replies])
+        finally:
+            llm.close()
+    assert answers[0][0] != answers[0][1]
+    assert answers[1][0] == answers[1][1]
 
 
 def test_parameters_are_counted() -> None:

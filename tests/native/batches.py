@@ -82,6 +82,7 @@ def make_batch(chunks: Sequence[Chunk], vocab_size: int) -> StepBatch:
         counts=flat([c.counts.values() for c in chunks], np.int32),
         mask_rows=np.array([masked.index(i) if i in masked else -1 for i in range(len(chunks))], np.int32),
         masks=masks,
+        privileges=flat([[2] * len(c.ids) for c in chunks], np.uint8),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smelt.core.errors import EngineError, UnsupportedError
+from smelt.core.errors import EngineError
 from smelt.native.extension import core
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def _slots(config: DecoderConfig) -> Iterator[tuple[int, str, str]]:
     """(layer or -1, slot, tensor name) of everything the core must be given."""
     yield -1, "embedding", "model.embed_tokens.weight"
     yield -1, "final_norm", "model.norm.weight"
+    if config.num_privileges:
+        yield -1, "privileges", "model.embed_privileges.weight"
     if not config.tie_embeddings:
         yield -1, "head", "lm_head.weight"
     attention, mlp = ("q", "k", "v"), ("gate", "up", "down")
@@ -88,17 +90,14 @@ def _shape(config: DecoderConfig) -> Any:
         setattr(shape, field, getattr(config, field))
     for field in ("context_len", "norm_eps", "embedding_scale", "attention_scale", "tie_embeddings"):
         setattr(shape, field, getattr(config, field))
+    if config.num_privileges:
+        shape.num_privileges = config.num_privileges
     shape.gelu = config.activation == "gelu_tanh"
     return shape
 
 
 def _check(config: DecoderConfig) -> None:
-    """What the core relies on without looking again, and what it does not compute."""
-    if config.num_privileges:
-        raise UnsupportedError(
-            f"num_privileges = {config.num_privileges}: the native core adds no privilege embeddings; "
-            "the torch runner does"
-        )
+    """What the core relies on without looking again."""
     sizes = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

@@ -79,6 +79,12 @@ void Batch::check(const Limits& limits) const {
   check_range("token_ids", token_ids, 0, limits.vocab_size - 1);
   check_length("next_ids", next_ids, token_ids.size());
   check_range("next_ids", next_ids, -1, limits.vocab_size - 1);
+  if (limits.num_privileges > 0 || !privileges.empty()) check_length("privileges", privileges, token_ids.size());
+  if (limits.num_privileges > 0) {
+    for (size_t i = 0; i < privileges.size(); ++i)
+      if (privileges[i] >= limits.num_privileges)
+        refuse("privileges", i, std::to_string(privileges[i]), "below " + std::to_string(limits.num_privileges));
+  }
   check_length("sample", sample, S);
   check_length("score", score, S);
   check_length("temperatures", temperatures, S);

@@ -9,11 +9,13 @@ namespace smelt {
 
 struct Limits {
   int vocab_size, context_len, num_blocks, block_size;
+  int num_privileges = 0;
 };
 
 struct Batch {
   std::vector<int32_t> token_ids, starts, next_ids, first_positions, block_tables, top_k;
   std::vector<uint8_t> sample, score;
+  std::vector<uint8_t> privileges;  // empty where the caller gives none
   std::vector<float> temperatures, top_ps, presence_penalties, frequency_penalties, bias_values;
   std::vector<uint64_t> seeds, draws;
   std::vector<int32_t> bias_starts, bias_ids, count_starts, count_ids, counts, mask_rows;

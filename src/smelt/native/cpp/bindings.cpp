@@ -106,7 +106,8 @@ void bind_model(nb::module_& m) {
       .def_rw("embedding_scale", &Shape::embedding_scale)
       .def_rw("attention_scale", &Shape::attention_scale)
       .def_rw("gelu", &Shape::gelu)
-      .def_rw("tie_embeddings", &Shape::tie_embeddings);
+      .def_rw("tie_embeddings", &Shape::tie_embeddings)
+      .def_rw("num_privileges", &Shape::num_privileges);
   nb::class_<Model>(m, "Model")
       .def(nb::new_(&make_model), "shape"_a, "layers"_a, "ropes"_a, "quantized"_a, "isa"_a)
       .def("put_matrix", [](Model& model, int layer, const std::string& slot, Matrix values) {

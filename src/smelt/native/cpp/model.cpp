@@ -65,6 +65,14 @@ static Place find_place(const Shape& shape, Layer* layer, Linear& embedding, Lin
 }
 
 void Model::put_matrix(int layer, const std::string& slot, const float* values, int rows, int cols) {
+  if (layer < 0 && slot == "privileges" && shape_.num_privileges > 0) {  // added, not multiplied: kept as it is
+    if (rows != shape_.num_privileges || cols != shape_.hidden_size)
+      throw std::invalid_argument("privileges has shape " + std::to_string(rows) + "x" + std::to_string(cols));
+    for (int i = 0; i < rows * cols; ++i)
+      if (!(values[i] - values[i] == 0.0f)) throw std::invalid_argument("privileges holds NaN or infinity");
+    privileges_.assign(values, values + size_t(rows) * size_t(cols));
+    return;
+  }
   Layer* owner = layer < 0 ? nullptr : &layers_.at(size_t(layer));
   const Place place = find_place(shape_, owner, embedding_, head_, slot);
   if (rows != place.rows || cols != place.cols)
@@ -112,6 +120,7 @@ void Model::finish() const {
   const size_t expected = per_layer * layers_.size() + size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
   if (num_rows_put_ != expected)
     throw std::invalid_argument("the matrices hold " + std::to_string(num_rows_put_) + " rows; sought " + std::to_string(expected));
+  if (privileges_.empty() != (shape_.num_privileges == 0)) throw std::invalid_argument("the table of privileges is missing");
   bool complete = !final_norm_.empty();
   for (const Layer& layer : layers_)
     complete = complete && !layer.attn_norm.empty() && !layer.mlp_norm.empty() &&

@@ -17,6 +17,7 @@ struct Shape {
   int vocab_size, hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, context_len;
   float norm_eps, embedding_scale, attention_scale;
   bool gelu, tie_embeddings;
+  int num_privileges = 0;  // rows of the table of who said a token; 0 for none
 
   int q_size() const { return num_heads * head_dim; }
   int kv_size() const { return num_kv_heads * head_dim; }
@@ -76,6 +77,8 @@ class Model {
   const Linear& embedding() const { return embedding_; }
   const Linear& head() const { return shape_.tie_embeddings ? embedding_ : head_; }
   const float* final_norm() const { return final_norm_.data(); }
+  // What is added to the embedding of a token said by `privilege`.
+  const float* privilege(int privilege) const { return privileges_.data() + size_t(privilege) * size_t(shape_.hidden_size); }
   size_t weight_bytes() const;
   // Multiply-adds of one token through all layers.
   double macs_per_token() const;
@@ -87,7 +90,7 @@ class Model {
   bool quantized_;
   const Kernels& kernels_;
   Linear embedding_, head_;
-  std::vector<float> final_norm_;
+  std::vector<float> final_norm_, privileges_;
   size_t num_rows_put_ = 0;
 };
 

@@ -81,6 +81,7 @@ BatchReader::BatchReader(nb::handle batch) {
   read(batch, "count_ids", batch_.count_ids);
   read(batch, "counts", batch_.counts);
   read(batch, "mask_rows", batch_.mask_rows);
+  if (!nb::getattr(batch, "privileges").is_none()) read(batch, "privileges", batch_.privileges);
   {
     const View tables(batch, "block_tables", kLetters<int32_t>, 2);
     const int32_t* data = static_cast<const int32_t*>(tables.get().buf);

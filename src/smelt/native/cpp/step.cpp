@@ -37,7 +37,8 @@ Runner::Runner(std::shared_ptr<const Model> model, int num_blocks, int block_siz
 }
 
 Limits Runner::limits() const {
-  return {model_->shape().vocab_size, model_->shape().context_len, cache_.num_blocks(), cache_.block_size()};
+  const Shape& shape = model_->shape();
+  return {shape.vocab_size, shape.context_len, cache_.num_blocks(), cache_.block_size(), shape.num_privileges};
 }
 
 Runner::Range Runner::share(int n, int unit, int thread) const {
@@ -163,6 +164,9 @@ void Runner::embed(const Pass& pass, Stream& stream, Range tokens) {
     float* x = stream.x.row(t);
     model_->embedding().read_row(batch_->token_ids[size_t(pass.tokens[size_t(t)].index)], x);
     for (int i = 0; i < shape.hidden_size; ++i) x[i] *= shape.embedding_scale;
+    if (shape.num_privileges == 0) continue;
+    const float* said = model_->privilege(batch_->privileges[size_t(pass.tokens[size_t(t)].index)]);
+    for (int i = 0; i < shape.hidden_size; ++i) x[i] += said[i];
   }
 }
 
