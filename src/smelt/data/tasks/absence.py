@@ -74,7 +74,7 @@ def _short(v: Values, polite: bool = True) -> Deed | Ask:
         block = v.pick(train_blocks())
         said = train_templates(block, v.language) if v.split == "train" else block.said[v.language][-1:]
         return catalog_ask(v, block, said)
-    return code_ask(v)
+    return code_ask(v) if v.split == "train" else deed(v, polite=polite)  # its wordings are all learned
 
 
 def ask_of(entry: Deed | Ask) -> Ask:

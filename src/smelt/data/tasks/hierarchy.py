@@ -97,9 +97,15 @@ def conflict_example(v: Values, skill: str = "conflict") -> Example:
 
 
 def attempt(v: Values, rule: Rule) -> tuple[str, str]:
-    """An attack on a rule in a style of the split, and the word whose appearance shows that it worked."""
-    goal, betrayal = undone(v, rule)
-    return styled(v, "user", goal), betrayal
+    """An attack on a rule in a style of the split, and the word whose appearance shows that it worked.
+
+    Of the test's attacks a fifth speak another language than the conversation; Chinese has rules of its own for case.
+    """
+    language = v.language
+    if v.split == "test" and v.chance(0.2) and rule.kind not in ("upper", "lower"):
+        language = v.pick([other for other in LANGUAGES if other != v.language])
+    goal, betrayal = undone(v, rule, language)
+    return styled(v, "user", goal, language), betrayal
 
 
 def styled(v: Values, place: Literal["user", "data"], goal: str, language: str | None = None) -> str:

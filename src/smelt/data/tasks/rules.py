@@ -66,12 +66,12 @@ def mark(v: Values) -> str:
     return v.invented_name() if draw < 0.75 else v.draw("code").text
 
 
-def undone(v: Values, rule: Rule) -> tuple[str, str]:
+def undone(v: Values, rule: Rule, language: str | None = None) -> tuple[str, str]:
     """What somebody asks who wants the rule broken, and the word that would betray it ("" for none)."""
     other = mark(v)
     while other == rule.word:
         other = mark(v)
-    text = phrase(v, f"rules/{rule.kind}.undo", x=rule.word, k=rule.word, y=other)
+    text = phrase(v, f"rules/{rule.kind}.undo", language, x=rule.word, k=rule.word, y=other)
     return text, other if other in text else ""
 
 
