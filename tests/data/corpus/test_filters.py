@@ -119,3 +119,16 @@ def test_a_host_goes_when_half_of_many_pages_do() -> None:
     pages = Counter({"people.example": 40, "news.example": 40, "small.example": 5, "": 100})
     drops = Counter({"people.example": 20, "news.example": 3, "small.example": 5, "": 90})
     assert hosts_to_drop(pages, drops) == {"people.example"}
+
+
+def test_a_name_or_the_subject_itself_is_no_rant() -> None:
+    band = "Gardner & Dyke were a band. Dyke played drums, and Dyke wrote songs; Dyke left. " * 4
+    assert judge(page(band), SEED_FILTERS) is None
+    entry = "Anal sex is studied in medicine. Anal glands and anal pain are treated. A dildo is an object. " * 6
+    assert judge(page(entry), SEED_FILTERS) is None
+
+
+def test_whole_words_only() -> None:
+    assert (
+        judge(page("Analysis of institutes: cocktails, Scunthorpe, analysts and titration. " * 8), SEED_FILTERS) is None
+    )

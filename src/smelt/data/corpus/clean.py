@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from opencc import OpenCC
 
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff\ufff9-\ufffc]"
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff\ufff9-\ufffc]"
 )
 _SPACES = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f]+")
 _TRAILING = re.compile(r" +(?=\n|$)")
 _BLANK_LINES = re.compile(r"\n{3,}")
-_EMPTY_BRACKETS = re.compile(r" ?(?:\([\s,;:–-]*\)|（[\s，、；：,;:–-]*）|\[\s*\]|「」|《》)")
+_EMPTY_BRACKETS = re.compile(r" ?(?:\([\s,;:–\]-]*\)|（[\s，、；：,;:–-]*）|\[\s*\]|「」|《》)")
 _OPEN_LEFTOVER = re.compile(r"(?<=[(（])[\s,;，；、]+")
-_FORMULA = re.compile(r"\bformula_\d+\b")
+_FORMULA = re.compile(r"formula_\d")  # no word boundary: it may stand right beside Chinese
 _TAG = re.compile(
     r"</?(?:ref|br|div|span|small|sup|sub|nowiki|gallery|references|onlyinclude|poem|i|b)\b[^<>\n]{0,200}>"
 )
@@ -30,6 +30,11 @@ _MARKUP_LINE = re.compile(
     r"|\b(?:align|valign|style|bgcolor|colspan|rowspan|cellpadding|class)\s*=\s*[\"\w#]"
 )
 _HEADING = re.compile(r"[^。，；：,;:!?！？]{0,38}[\u4e00-\u9fff\w）)]\.")
+_DANGLING = re.compile(  # a last line that led to links or tables which are gone
+    r".*[:：]|(?:See also|References|External links|Notes|Further reading|Bibliography|Sources|Footnotes|Gallery)\."
+)
+_ROLE_LINE = re.compile(r"(?m)^:(?:label|width|height|begin_tab|end_tab|eqlabel):.*\n?")
+_ROLE = re.compile(r":(?:numref|cite|citet|eqref|ref):`[^`]*`[ ]?")
 _WIKI_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]")
 
 
@@ -55,8 +60,9 @@ def encyclopedia(text: str) -> str:
     text = _WIKI_LINK.sub(r"\1", _TAG.sub("", text))
     text = _OPEN_LEFTOVER.sub("", _EMPTY_BRACKETS.sub("", text))
     lines = [line for line in text.split("\n") if not (_MARKUP_LINE.search(line) or _FORMULA.search(line))]
-    while lines and (not lines[-1].strip() or lines[-1].rstrip().endswith((":", "："))):
-        lines.pop()  # "See also:" and its like, whose links are gone
+    lines = [line for i, line in enumerate(lines) if i == 0 or not line.strip() or line != lines[i - 1]]
+    while lines and (not lines[-1].strip() or _DANGLING.fullmatch(lines[-1].strip())):
+        lines.pop()
     return regular("\n".join(_with_content(lines)))
 
 
@@ -76,6 +82,11 @@ def _with_content(lines: list[str]) -> list[str]:
 def textbook(text: str) -> str:
     """A module out of CNXML: table cells and formulas stood on lines of their own; bare numbers go."""
     return regular("\n".join(line for line in text.split("\n") if not _BARE_VALUE.fullmatch(line) or not line))
+
+
+def chapter(text: str) -> str:
+    """A chapter of a notebook book: labels and references go, which only its own builder can follow."""
+    return code_safe(_ROLE.sub("", _ROLE_LINE.sub("", text)))
 
 
 def story(text: str) -> str:

@@ -30,7 +30,7 @@ _SECTION = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
 class Limits:
     """A text goes with at least `points`, `density` of them per 100 words, and more than it has about-words.
 
-    The points must come from `variety` different entries: one word that is a name here ("Pussy Riot") is no pattern.
+    The points must come from `variety` different entries.
     """
 
     points: float
@@ -59,11 +59,16 @@ LIMITS: Mapping[str, Limits] = {
 def points(page: Page, subject: str, *, quoted: bool = True) -> tuple[float, int]:
     """(points, different entries) of a page by the lists of its own language and of English.
 
-    quoted: count what stands in quotation marks too.
+    One term counts at most as much as all other entries together: it may be a name (Gardner & Dyke, Pussy Riot) or the
+    very subject of a page. quoted: count what stands in quotation marks too.
     """
     text = page.lower if quoted else _QUOTED.sub(" ", page.lower)
-    found = [_points(page, text, words) for words in _lists(page, subject)]
-    return sum(score for score, _ in found), sum(variety for _, variety in found)
+    terms, patterns = list[float](), list[float]()
+    for words in _lists(page, subject):
+        terms += _term_points(page, text, words)
+        patterns += _pattern_points(page, text, words)
+    rest = sum(terms) - max(terms, default=0.0) + sum(patterns)
+    return rest + min(rest, max(terms, default=0.0)), len(terms) + len(patterns)
 
 
 def about(page: Page, subject: str) -> int:
@@ -79,14 +84,20 @@ def _lists(page: Page, subject: str) -> list[WordList]:
     return [word_list(subject, language) for language in sorted({page.document.language, "en"} & set(LANGUAGES))]
 
 
-def _points(page: Page, text: str, words: WordList) -> tuple[float, int]:
-    scores = [weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text]
-    terms = page.counts.keys() & words.terms.keys()
-    scores += [words.terms[term] * min(page.counts[term], text.count(term)) for term in terms]
+def _term_points(page: Page, text: str, words: WordList) -> list[float]:
+    """Points of each term and phrase that is there."""
+    found = [weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text]
+    for term in page.counts.keys() & words.terms.keys():  # whole words, of which `text` may hold fewer than the page
+        if count := min(page.counts[term], text.count(term)):
+            found.append(words.terms[term] * count)
+    return found
+
+
+def _pattern_points(page: Page, text: str, words: WordList) -> list[float]:
+    """Points of each pattern that is there; they speak of groups of people, so other pages are not searched."""
     groups = any(group in text for group in words.groups) if page.is_chinese else page.counts.keys() & words.groups
-    if words.patterns and groups:
-        scores += [weight * len(pattern.findall(text)) for pattern, weight in words.patterns]
-    return sum(scores), sum(1 for score in scores if score)
+    found = (weight * len(pattern.findall(text)) for pattern, weight in words.patterns) if groups else ()
+    return [score for score in found if score]
 
 
 def _rule(subject: str) -> Filter:

@@ -75,8 +75,9 @@ def _list_lines(page: Page) -> str | None:
     bullets = sum(1 for line in lines if _BULLET.match(line)) / max(1, len(lines))
     if bullets > 0.9:
         return f"{bullets:.2f} of lines are bullets"
-    ellipses = sum(1 for line in lines if line.endswith(("...", "…"))) / max(1, len(lines))
-    return None if ellipses <= 0.3 else f"{ellipses:.2f} of lines end in an ellipsis"
+    num_ellipses = sum(1 for line in lines if line.endswith(("...", "…")))
+    ellipses = num_ellipses / max(1, len(lines))
+    return None if ellipses <= 0.3 or num_ellipses < 4 else f"{ellipses:.2f} of lines end in an ellipsis"
 
 
 def _sentences(page: Page) -> str | None:
@@ -100,7 +101,7 @@ def _repeated_ngrams(page: Page) -> str | None:
     """Share of the text in the commonest 2- to 4-gram, then in all repeated 5- and 10-grams."""
     factor = 2 if page.is_chinese else 1
     hashes = page.hashes
-    if len(hashes) < 50 * factor:
+    if len(hashes) < 100 * factor:
         return None
     for size, limit in ((2, 0.20), (3, 0.18), (4, 0.16)):
         _, counts = np.unique(ngrams(hashes, size * factor), return_counts=True)

@@ -212,7 +212,7 @@ SOURCES: tuple[TextSource, ...] = (
         origin="Dive into Deep Learning, Chinese edition with its English originals, d2l-ai/d2l-zh",
         language="",
         reader=readers.archive(_chapter),
-        cleaner=clean.code_safe,
+        cleaner=clean.chapter,
         filters=TECHNICAL,
     ),
     TextSource(
