@@ -66,3 +66,16 @@ def test_limits_reach_the_model(tiny_folder: Path) -> None:
         assert llm.options.kv_bytes == 1 << 20
     finally:
         llm.close()
+
+
+def test_the_store_is_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Settings().store == str(tmp_path / "smelt/store.db")
+    monkeypatch.setenv("SMELT_STORE", "none")
+    assert Settings().store == "none"
+    assert Settings(store="other.db").store == "other.db"
+
+
+def test_a_store_that_cannot_be_is_refused_at_start() -> None:
+    with pytest.raises(ValidationError, match="no store at mysql://…"):
+        Settings(store="mysql://user:secret@host/db")
