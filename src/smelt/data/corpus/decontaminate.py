@@ -15,13 +15,17 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from smelt.data.corpus.clean import simplified
+from smelt.data.corpus.readers import Meter, lines_of
 from smelt.data.corpus.tokens import U64, code_points, ngrams, token_hashes
+
+if TYPE_CHECKING:
+    from smelt.data.source import Source
 
 NGRAM_LEN = 13
 COMMON_DOCUMENTS = 10
@@ -81,8 +85,13 @@ def build_index(sets: Iterable[tuple[str, Iterable[str]]]) -> Index:
     names, grams, owners = list[str](), [np.empty(0, np.uint64)], [np.empty(0, np.uint8)]
     for number, (name, texts) in enumerate(sets):
         names.append(name)
-        different = {text for text in texts if len(text) >= (2 * NGRAM_LEN - 1 if text.isascii() else NGRAM_LEN)}
-        parts = [ngrams(token_hashes(code_points(simplified(text))), NGRAM_LEN) for text in different]
+        seen: set[int] = set()  # of hashes: schema-like sets say the same few strings a million times
+        parts: list[U64] = []
+        for text in texts:
+            if len(text) < (2 * NGRAM_LEN - 1 if text.isascii() else NGRAM_LEN) or (key := hash(text)) in seen:
+                continue
+            seen.add(key)
+            parts.append(ngrams(token_hashes(code_points(simplified(text))), NGRAM_LEN))
         mine = np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
         grams.append(mine)
         owners.append(np.full(len(mine), number, np.uint8))
@@ -95,18 +104,20 @@ def evaluation_sets(folder: Path) -> Iterator[tuple[str, Iterator[str]]]:
     root = folder / "eval"
     for place in sorted(path for path in root.glob("*") if path.is_dir()):
         yield f"eval/{place.name}", _texts_of(place, root)
-    if (folder / "dialogue").is_dir():
-        from smelt.data.sources import SOURCES, read_jsonl
+    from smelt.data.sources import SOURCES
 
-        for source in SOURCES:
-            file = folder / (source.test_file or source.file)
-            if file.is_file():
-                records = (
-                    record
-                    for i, record in enumerate(read_jsonl(file))
-                    if source.test_file is not None or source.part(i, record) == "test"
-                )
-                yield f"dialogue/{source.name}", (text for record in records for text in _strings(record))
+    for source in SOURCES:
+        file = folder / (source.test_file or source.file)
+        if source.has_test and file.is_file():
+            yield f"dialogue/{source.name}", _test_texts(source, file)
+
+
+def _test_texts(source: Source, file: Path) -> Iterator[str]:
+    """Strings of a dialogue set's test records, read one at a time."""
+    records = (json.loads(line) for line in lines_of(file, Meter()) if line.strip())
+    for i, record in enumerate(records):
+        if source.test_file is not None or source.part(i, record) == "test":
+            yield from _strings(record)
 
 
 def _texts_of(place: Path, root: Path) -> Iterator[str]:
