@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.spark_card import evaluate, export, origin
+from recipes.folder import Made, Story, evaluate, export, origin, questions
 from recipes.spark_config import SMOKE, SparkConfig
 from recipes.spark_data import DECISION_WEIGHT, load_pools, load_sources, make_stages, make_tokenizer
 from smelt.chat.house import HouseRenderer
-from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
 
@@ -29,33 +27,27 @@ if TYPE_CHECKING:
     from smelt.train.loop import Run
 
 
-def shape(config: SparkConfig, tokenizer: Tokenizer) -> DecoderConfig:
-    """Gemma 3's text shape at our widths: sliding windows with a global layer after every five."""
-    controls = tokenizer.control_ids
-    return DecoderConfig(
-        family="gemma3_text",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        layers=tuple(
-            LayerConfig(window=None, rope=0) if i in config.global_layers else LayerConfig(window=config.window, rope=1)
-            for i in range(config.num_layers)
-        ),
-        ropes=(RopeConfig(base=1_000_000.0), RopeConfig(base=10_000.0)),
-        context_len=config.context_len,
-        norm_offset=1.0,
-        activation="gelu_tanh",
-        qk_norm=True,
-        post_norms=True,
-        embedding_scale=math.sqrt(config.hidden_size),
-        attention_scale=config.head_dim**-0.5,
-        bos_id=controls["<|bos|>"],
-        eos_ids=(controls["<|end|>"],),
-        pad_id=controls["<|pad|>"],
-    )
+STORY = Story(
+    name="spark",
+    recipe="recipes/spark.py",
+    summary="A very small assistant for tool calls, extraction and short customer-service turns.",
+    can=(
+        "choose one of a few tools for a short request and copy its arguments out of it",
+        "fill a JSON schema with fields that stand in labelled lines, less surely out of sentences",
+        "answer short customer-service messages about orders, and questions whose answer the system prompt states",
+        "say the result of a tool call",
+        "all of it in English, German and Chinese",
+    ),
+    cannot=(
+        "it knows nothing of the world: no facts, no arithmetic, no code, no stories, no translation",
+        "it notices that no offered tool fits half of the time, and now and then declines where one does",
+        "it copies values and does not reason: what does not stand in the text is guessed",
+        "words far from the phrasings it was trained on, and long or nested schemas, go wrong often",
+        "one call at a time: parallel calls were not trained",
+        "it is no safeguard against hostile instructions in texts it reads",
+    ),
+    trained_len=3072,
+)
 
 
 def make(config: SparkConfig, shop: Workshop) -> Path:
@@ -69,21 +61,26 @@ def make(config: SparkConfig, shop: Workshop) -> Path:
     sources = load_sources(None if config.export_only else shop.data, config.seed)
     shop.say(f"sources: { {name: len(examples) for name, examples in sources.items()} }")
     tokenizer = prepare(config, sources, shop)
-    model = Decoder(shape(config, tokenizer))
+    model = Decoder(config.shape.decoder(tokenizer))
     model.init_weights(config.seed)
     shop.say(f"{model.config.num_parameters / 1e6:.2f}M parameters; {time.time() - began:.0f} s to prepare")
     run = make_run(config, model, tokenizer, sources, shop)
     folder = out / "spark"
     if config.export_only:
         run.resume()
-        export(config, model, tokenizer, folder, data=shop.data, position=run.position, scores=None)
+        export(
+            Made(story=STORY, settings=config, model=model, tokenizer=tokenizer, position=run.position, data=shop.data),
+            folder,
+        )
         return folder
     position = run.train()
     if shop.world.writes:
         model = run.result()
-        export(config, model, tokenizer, folder, data=shop.data, position=position, scores=None)
-        scores = evaluate(config, folder, shop.data)
-        export(config, model, tokenizer, folder, data=shop.data, position=position, scores=scores)
+        made = Made(story=STORY, settings=config, model=model, tokenizer=tokenizer, position=position, data=shop.data)
+        export(made, folder)
+        asked = questions(config.cases_per_language, config.long_cases, shop.data)
+        control = max(1, config.cases_per_language // 5)
+        export(made, folder, evaluate("spark", folder, asked, control_per_language=control))
     return folder
 
 
@@ -93,7 +90,7 @@ def prepare(config: SparkConfig, sources: dict[str, list[Example]], shop: Worksh
     if shop.world.writes:
         shop.out.mkdir(parents=True, exist_ok=True)
         if not (shop.out / "origin.json").is_file():
-            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data), indent=1))
+            (shop.out / "origin.json").write_text(json.dumps(origin("spark", shop.data), indent=1))
         if not (folder / "tokenizer.json").is_file():
             make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(folder)
     shop.world.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recipes.house import TINY, Shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparkConfig:
@@ -14,15 +16,7 @@ class SparkConfig:
 
     minutes: float = 55.0
     export_only: bool = False
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_heads: int = 6
-    num_kv_heads: int = 2
-    head_dim: int = 32
-    num_layers: int = 6
-    global_layers: tuple[int, ...] = (5,)
-    window: int = 1024
-    context_len: int = 4096
+    shape: Shape = Shape()
     vocab_size: int = 4096
     tokenizer_examples: int = 40_000
     batch_tokens: int = 3072
@@ -36,13 +30,7 @@ class SparkConfig:
 
 SMOKE = SparkConfig(
     minutes=0.2,
-    hidden_size=32,
-    intermediate_size=64,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=16,
-    num_layers=2,
-    global_layers=(1,),
+    shape=TINY,
     vocab_size=1024,
     tokenizer_examples=300,
     batch_tokens=1024,

@@ -108,3 +108,9 @@ def test_equal_values_have_equal_leaves(a: Any, b: Any) -> None:
     assert equal(a, a)
     if equal(a, b):
         assert sorted(leaves(a)) == sorted(leaves(b))
+
+
+def test_a_number_beyond_all_floats_is_wrong_and_no_crash() -> None:
+    """A weak model under a grammar writes digits until its room is full."""
+    endless = "7" * 400
+    assert list(leaves(parsed(f'{{"a": {endless}}}'))) == [(".a", endless)]

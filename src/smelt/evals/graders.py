@@ -96,7 +96,14 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(inner, f"{path}[{i}]")
     elif value is not UNREADABLE:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        yield path, repr(float(value)) if number else json.dumps(value)
+        yield path, _written(value) if number else json.dumps(value)
+
+
+def _written(number: float) -> str:
+    try:
+        return repr(float(number))
+    except OverflowError:  # a whole number of more than 308 digits, which a model does write
+        return str(number)
 
 
 class _Unreadable:

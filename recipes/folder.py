@@ -1,0 +1,200 @@
+"""The folder of a made model: weights, tokenizer, what it can do (card.json) and where it comes from (lineage.json)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.spark_data import available, source_hash
+from smelt.cli.suites import ABOUT, FAMILIES, corpus_family, held_out_cases, long_cases
+from smelt.data import text
+from smelt.evals.cases import Question
+from smelt.evals.suite import sample
+from smelt.train.lineage import chained
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from smelt.model.decoder import Decoder
+    from smelt.tokenizer import Tokenizer
+    from smelt.train.state import Position
+
+_SUITES = {
+    **ABOUT,
+    "long_*": "one to three facts somewhere in a text of that many characters, English",
+    "snips_*, sgd_*, clinc150_*, banking77_*, crosswoz_*": "test parts of public sets whose train parts were learned: "
+    "calls among 1 to 5 tools, or JSON, exact",
+    "bfcl_*": "Berkeley Function Calling Leaderboard v4, never trained on",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What a card says in words. recipe: the file that makes it; trained_len: the longest text it learned from."""
+
+    name: str
+    recipe: str
+    summary: str
+    can: tuple[str, ...]
+    cannot: tuple[str, ...]
+    trained_len: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A model as training left it, with what made it: settings, public data, a corpus of running text or None."""
+
+    story: Story
+    settings: DataclassInstance
+    model: Decoder
+    tokenizer: Tokenizer
+    position: Position
+    data: Path | None
+    corpus: Path | None = None
+
+
+def export(made: Made, folder: Path, scores: dict[str, Any] | None = None) -> None:
+    """Write the model folder, weights in bf16. `origin.json` beside it was written when training began."""
+    from smelt.chat.house_template import house_tokenizer_config
+    from smelt.checkpoint import save_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        made.tokenizer.save(scratch, house_tokenizer_config())
+        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+    files["card.json"] = _json_bytes(card(made, scores))
+    files["lineage.json"] = _json_bytes(lineage(made, json.loads((folder.parent / "origin.json").read_text())))
+    save_checkpoint(folder, made.model.config, made.model.tensors(), dtype="BF16", files=files, replace=True)
+
+
+def card(made: Made, scores: dict[str, Any] | None) -> dict[str, Any]:
+    """What the model is, can and cannot do, with measured numbers."""
+    story = made.story
+    return {
+        "name": story.name,
+        "summary": story.summary,
+        "parameters": made.model.config.num_parameters,
+        "languages": ["en", "de", "zh"],
+        "context_len": made.model.config.context_len,
+        "trained_len": story.trained_len,
+        "trained_tokens": made.position.num_tokens,
+        "can": list(story.can),
+        "cannot": list(story.cannot),
+        "scores": scores or "not measured yet",
+        "suites": _SUITES,
+        "scored_with": "greedy decoding in the native core with int8 weights, under the server's own grammar; "
+        "held-out words, phrasings, records and tools come from the same generators as the training texts",
+        "licence": "Apache-2.0",
+        "data": _data_rows(made.data, made.corpus),
+    }
+
+
+def _data_rows(data: Path | None, corpus: Path | None) -> list[dict[str, str]]:
+    rows = [{"name": "generated tasks of this project", "licence": "Apache-2.0"}]
+    for source in available(data):
+        rows.append({"name": source.name, "origin": source.origin, "licence": source.licence})
+    if text.available(data):
+        rows.append({"name": "sentences", "origin": text.ORIGIN, "licence": text.LICENCE})
+    for row in _corpus_sources(corpus):
+        rows.append({"name": row["name"], "origin": row["origin"], "licence": row["licence"]})
+    return rows
+
+
+def _corpus_sources(corpus: Path | None) -> list[dict[str, Any]]:
+    if corpus is None:
+        return []
+    from smelt.data.corpus.shards import manifest_of
+
+    sources: list[dict[str, Any]] = manifest_of(corpus)["sources"]
+    return sources
+
+
+def origin(prefix: str, data: Path | None, corpus: Path | None = None) -> dict[str, Any]:
+    """Hashes of what decides the examples: the code that makes them and the public files. Taken before training.
+
+    prefix: how the recipe's own files begin.
+    """
+    root = Path(__file__).resolve().parents[1]
+    code = [*(root / "recipes").glob(f"{prefix}*.py"), *(root / "src/smelt/data").rglob("*.*")]
+    code += [root / "recipes/house.py", *(root / "src/smelt/train").glob("*.py")]
+    found: dict[str, Any] = {
+        "code_sha256": source_hash([path for path in code if "__pycache__" not in path.parts]),
+        "sources_sha256": {source.name: source.sha256(data) for source in available(data) if data is not None},
+        "text_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in text.available(data)},
+    }
+    if corpus is not None:
+        found["corpus_sha256"] = hashlib.sha256((corpus / "manifest.json").read_bytes()).hexdigest()
+    return found
+
+
+def lineage(made: Made, origin: dict[str, Any]) -> dict[str, Any]:
+    """Data, tokenizer, training and weights, chained by hash. `origin` is what the function of that name told."""
+    from smelt.train.lineage import digest
+
+    weights = {name: digest(tensor.tobytes().hex()) for name, tensor in made.model.tensors().items()}
+    steps: list[dict[str, Any]] = [
+        {"step": "data", **origin},
+        {"step": "tokenizer", "sha256": digest(made.tokenizer.json), "vocab_size": made.tokenizer.vocab_size},
+        {
+            "step": "train",
+            "recipe": made.story.recipe,
+            "config": asdict(made.settings),
+            "steps": made.position.step,
+            "tokens": made.position.num_tokens,
+            "wall_s": round(made.position.elapsed_s),
+            "hardware": {"cores": os.cpu_count(), "machine": platform.machine(), "accelerator": None},
+        },
+        {"step": "weights", "float32_sha256": digest(weights)},
+    ]
+    return {"chain": chained(steps)}
+
+
+def evaluate(
+    name: str, folder: Path, asked: Sequence[Question], *, control_per_language: int, baseline: Path | None = None
+) -> dict[str, Any]:
+    """Held-out accuracy of `folder`, beside random weights of the same shape under the same grammar, and a `baseline`.
+
+    The keys are the models' names. Answers are kept beside the folder, so that a run that was stopped goes on.
+    """
+    from smelt.cli.evaluate import EvalOptions, asked_rows, opened, random_model
+    from smelt.evals.suite import summary
+
+    options = EvalOptions(model=str(folder), results=folder.parent / "answers")
+    found: dict[str, Any] = {}
+    for label, model in [(name, folder)] + ([] if baseline is None else [(baseline.name, baseline)]):
+        with opened(str(model), options) as sampler:
+            found[label] = summary(asked_rows(sampler, asked, options))
+    with random_model(options) as sampler:
+        few = [one for suite in ABOUT for one in held_out_cases(suite, control_per_language)]
+        found["random_weights_same_grammar"] = summary(asked_rows(sampler, few, options))
+    return found
+
+
+def questions(
+    per_language: int, per_size: int, data: Path | None, corpus: Path | None = None, extra: Sequence[str] = ()
+) -> list[Question]:
+    """Generated questions, long ones, the public sets' test parts, BFCL and `extra` families, where their files are.
+
+    With a corpus its held-out documents are scored too.
+    """
+    asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, per_language)]
+    asked += long_cases(per_size) if per_size else []
+    public = {source.name for source in available(data)} | {"bfcl", *extra}
+    for family in FAMILIES:
+        if data is not None and family.name in public and family.available(data):
+            made = family.make(data)
+            limit = None if family.name == "bfcl" and per_language > 10 else 3 * per_language
+            asked += [one for name in family.suites for one in sample([q for q in made if q.suite == name], limit)]
+    if corpus is not None and data is not None:
+        asked += sample(list(corpus_family(corpus).make(data)), 3 * per_language)
+    return asked
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
