@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,41 +173,32 @@ def serve_arm(name: str, folder: Path, threads: int) -> None:
             print(json.dumps(found), file=answers, flush=True)
 
 
-def gemm_flops_per_s(config: Any, threads: int, seconds: float = 0.3) -> float:
-    """Rate of the layers' products at the size of a batch, forward and both backward ones, best form of two.
+def gemm_flops_per_s(config: Any, threads: int, laps: int = 4) -> tuple[float, float]:
+    """Rate of the layers' products at a batch's size, forward and both backward: by the clock, by processor time.
 
-    Either each thread computes products of its own, as our workers do, or all share each product.
+    Best of two forms: each thread computes products of its own, as our workers do, or all share each product.
     """
     import torch
 
-    tokens = ROW_LEN * ROWS
     shapes = [s for n, s in config.tensor_shapes().items() if len(s) == 2 and ".layers.0." in n]
     jobs = []
     for rows, columns in shapes:
-        x, w, g = torch.randn(tokens, columns), torch.randn(rows, columns), torch.randn(tokens, rows)
+        x, w, g = (torch.randn(*s) for s in ((ROW_LEN * ROWS, columns), (rows, columns), (ROW_LEN * ROWS, rows)))
         jobs += [(x, w.t()), (g, w), (g.t(), x)]
-    flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in jobs)
+    flops = laps * sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in jobs)
 
-    def spell(count: list[int]) -> None:
-        for a, b in jobs:
-            torch.mm(a, b)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+    def spell(num_threads: int) -> float:
+        """Seconds for `laps` laps."""
+        torch.set_num_threads(num_threads)  # holds for the calling thread
+        torch.mm(*jobs[0])
+        began = time.perf_counter()
+        for _ in range(laps):
             for a, b in jobs:
                 torch.mm(a, b)
-            count[0] += 1
+        return time.perf_counter() - began
 
-    def alone(count: list[int]) -> None:
-        torch.set_num_threads(1)
-        spell(count)
-
-    counts = [[0] for _ in range(threads)]
-    workers = [threading.Thread(target=alone, args=(count,)) for count in counts]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    shared = [0]
-    torch.set_num_threads(threads)
-    spell(shared)
-    return max(sum(count[0] for count in counts), shared[0]) * flops / seconds
+    with ThreadPoolExecutor(threads) as pool:
+        cpu_began = time.process_time()
+        apart = list(pool.map(lambda _: spell(1), range(threads)))
+        cpu_s = time.process_time() - cpu_began
+    return max(sum(flops / s for s in apart), flops / spell(threads)), threads * flops / cpu_s
