@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find src/smelt/native -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt
-.PHONY: setup serve test check bench clean
+.PHONY: setup setup-train serve test check bench clean
 
 setup: $(VENV)/.serve  ## .venv with what serving needs, native core built
+
+setup-train: $(VENV)/.train  ## the same with PyTorch and the data libraries, for smelt train and smelt data
 
 serve: setup  ## serve the shipped model on http://127.0.0.1:8000
 	@$(BIN)/smelt serve $(ARGS)
@@ -31,6 +33,10 @@ $(BIN)/python:
 
 $(VENV)/.serve: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.serve
+	$(BIN)/pip install --quiet --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
