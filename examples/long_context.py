@@ -16,14 +16,13 @@ client = OpenAI(
 )
 
 FILLER = "Thank you for the update. The team met on Monday, looked at the plan and agreed to go on as before.\n"
-FACT = "The order number is T-90417 and the delivery date is 2024-06-21.\n"
+FACT = "The order number is T-90417 and the parcel left on Friday.\n"
 
 
 class Answer(BaseModel):
     """What to find."""
 
     order_number: str
-    delivery_date: str
 
 
 def ask(text: str) -> None:
