@@ -52,6 +52,17 @@ def test_a_line_is_what_fine_tuning_takes_and_a_side_field() -> None:
     assert "ada" not in json.dumps(about) and "user-77" not in json.dumps(about)
 
 
+def test_an_answer_sent_back_as_history_loses_what_a_file_has_not() -> None:
+    """The official client sends its message object whole; fine-tuning on the record refused `annotations`."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
+    said = {"role": "assistant", "content": None, "annotations": [], "audio": None, "refusal": None}
+    asked = {**ASKED, "messages": [*ASKED["messages"], {**said, "tool_calls": [call]}, ANSWER["choices"][0]["message"]]}
+    (line,) = lines(exchange(asked), Masker())
+    calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    assert line["messages"][1] == {"role": "assistant", "tool_calls": calls}
+    assert line["messages"][2] == {"role": "assistant", "content": "Hello."}
+
+
 def test_each_choice_is_a_line() -> None:
     choices = [{**ANSWER["choices"][0], "index": i, "message": {"content": str(i)}} for i in range(3)]
     found = lines(exchange(answer={**ANSWER, "choices": choices}), Masker())

@@ -102,16 +102,32 @@ def _chat_line(asked: dict[str, Any], _: dict[str, Any], choice: Any) -> dict[st
     if said.get("content") is None and said.get("refusal"):
         reply["content"], about["refusal"] = said["refusal"], True
     if said.get("tool_calls"):
-        reply["tool_calls"] = [
-            {"id": call.get("id"), "type": "function", "function": call.get("function")} for call in said["tool_calls"]
-        ]
+        reply["tool_calls"] = [_call(call) for call in said["tool_calls"]]
     if reply["content"] is None and "tool_calls" not in reply:
         raise UnusableError("empty answer")
-    line = {"messages": [*asked["messages"], reply]}
+    line = {"messages": [*(_turn(message) for message in asked["messages"]), reply]}
     for name in ("tools", "parallel_tool_calls"):
         if name in asked:
             line[name] = asked[name]
     return {**line, "metadata": about}
+
+
+def _turn(message: Any) -> Any:
+    """A turn of the history. Clients send back whole answers, whose other fields (annotations, audio) a file has not."""
+    if not isinstance(message, dict) or message.get("role") != "assistant":
+        return message
+    kept = {name: message[name] for name in ("role", "content", "name", "refusal") if message.get(name) is not None}
+    if message.get("tool_calls"):
+        kept["tool_calls"] = [_call(call) for call in message["tool_calls"]]
+    return kept
+
+
+def _call(call: Any) -> Any:
+    return {"id": call.get("id"), "type": "function", "function": call.get("function")} if _is_call(call) else call
+
+
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and call.get("type", "function") == "function"
 
 
 def _completion_line(asked: dict[str, Any], _: dict[str, Any], choice: Any) -> dict[str, Any]:
