@@ -55,7 +55,7 @@ def test_a_line_is_what_fine_tuning_takes_and_a_side_field() -> None:
 def test_an_answer_sent_back_as_history_loses_what_a_file_has_not() -> None:
     """The official client sends its message object whole; fine-tuning on the record refused `annotations`."""
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}, "index": 0}
-    said = {"role": "assistant", "content": None, "annotations": [], "audio": None, "refusal": None}
+    said: dict[str, Any] = {"role": "assistant", "content": None, "annotations": [], "audio": None, "refusal": None}
     asked = {**ASKED, "messages": [*ASKED["messages"], {**said, "tool_calls": [call]}, ANSWER["choices"][0]["message"]]}
     (line,) = lines(exchange(asked), Masker())
     calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]

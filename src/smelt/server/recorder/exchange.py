@@ -113,7 +113,7 @@ def _chat_line(asked: dict[str, Any], _: dict[str, Any], choice: Any) -> dict[st
 
 
 def _turn(message: Any) -> Any:
-    """A turn of the history. Clients send back whole answers, whose other fields (annotations, audio) a file has not."""
+    """A turn of the history. Clients send back whole answers, with fields (annotations, audio) that no file has."""
     if not isinstance(message, dict) or message.get("role") != "assistant":
         return message
     kept = {name: message[name] for name in ("role", "content", "name", "refusal") if message.get(name) is not None}
