@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find src/smelt/native -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt
+# An editable install remembers where each module lies: it is made anew when one comes, goes or moves.
+MODULES := $(shell find src/smelt -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+SERVE := $(VENV)/.serve-$(MODULES)
 .PHONY: setup setup-train serve test check bench clean
 
-setup: $(VENV)/.serve  ## .venv with what serving needs, native core built
+setup: $(SERVE)  ## .venv with what serving needs, native core built
 
 setup-train: $(VENV)/.train  ## the same with PyTorch and the data libraries, for smelt train and smelt data
 
@@ -31,15 +34,15 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
+$(SERVE): $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable .
-	@touch $@
+	@rm -f $(VENV)/.serve* && touch $@
 
-$(VENV)/.train: $(VENV)/.serve
+$(VENV)/.train: $(SERVE)
 	$(BIN)/pip install --quiet --editable '.[train]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
+$(VENV)/.dev: $(SERVE)
 	$(BIN)/pip install --quiet --editable '.[train,dev]'
 	@touch $@
 

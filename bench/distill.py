@@ -26,11 +26,11 @@ from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from smelt.train.distill import Distillation
+from smelt.train.distill.objective import Distillation
 from smelt.train.loop import Run, Stage
 from smelt.train.objectives import CrossEntropy, Objective, mean_loss
 from smelt.train.report import Report
-from smelt.train.teachers import DecoderTeacher
+from smelt.train.teachers.online import DecoderTeacher
 
 TRAIN, HELD_OUT = "text/enwiki2015_AA.txt.zst", "text/enwiki2015_AB.txt.zst"
 T95_TWO_DEGREES = 4.302653  # Student's t, two degrees of freedom: three pairs

@@ -2,8 +2,8 @@
 
     python bench/long_finetune.py [--len 65536] [--limit-gb 12] [--method supervised|dpo] [--save]
 
-The path is the one fine-tuning takes (train/finetune.py): one row, every token of it learned, layers recomputed on the
-way back, the head and its loss in pieces, attention without a [T, T] tensor. With dpo a pair of such documents. The
+The path is the one fine-tuning takes (train/finetune/job.py): one row, every token of it learned, layers recomputed on
+the way back, the head and its loss in pieces, attention without a [T, T] tensor. With dpo a pair of such documents. The
 limit is RLIMIT_AS: what goes over it fails. Prints peak resident memory and seconds, and one final JSON line; `--save`
 also writes it to bench/results/long_finetune.json.
 """
@@ -31,9 +31,9 @@ def step(num_tokens: int, method: str) -> dict[str, float]:
     from smelt.data.batches import Encoded
     from smelt.data.preferences import EncodedPair, PairStream
     from smelt.model.decoder import Decoder
-    from smelt.train.align import AnswerTokens, PairPreference
+    from smelt.train.align.preference import AnswerTokens, PairPreference
     from smelt.train.config import ScheduleConfig, TrainConfig
-    from smelt.train.finetune_data import AnswerStream
+    from smelt.train.finetune.data import AnswerStream
     from smelt.train.loop import Run, Stage
     from smelt.train.report import Report
 

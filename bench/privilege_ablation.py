@@ -40,8 +40,8 @@ from smelt.evals.stats import proportion
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
 from smelt.train.config import ScheduleConfig, TrainConfig
+from smelt.train.distill.on_policy import OnPolicy, sample
 from smelt.train.loop import Run, Stage
-from smelt.train.on_policy import OnPolicy, sample
 
 Arm = Literal["none", "true", "shuffled"]
 ARMS: tuple[Arm, ...] = ("none", "true", "shuffled")

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from smelt.tokenizer import Tokenizer
     from smelt.train.loop import Run, Stream
     from smelt.train.objectives import Objective
-    from smelt.train.teacher_cache import CachedTeacher, Scorer
-    from smelt.train.teacher_cache_format import CacheSettings, Kept
+    from smelt.train.teachers.cache import CachedTeacher, Scorer
+    from smelt.train.teachers.cache_format import CacheSettings, Kept
 
 _HELD_OUT_EVERY = 20  # of the conversations one is kept back, to say what was learned
 
@@ -164,12 +164,12 @@ def objective(
 ) -> Objective:
     """Cross-entropy, or distillation from the teacher; its cache is built, or gone on with, first."""
     from smelt.checkpoint import resolve_model
-    from smelt.train.distill import Distillation
-    from smelt.train.distill_divergence import Divergence
+    from smelt.train.distill.divergence import Divergence
+    from smelt.train.distill.objective import Distillation
+    from smelt.train.distill.on_policy import OnPolicy
     from smelt.train.objectives import CrossEntropy
-    from smelt.train.on_policy import OnPolicy
-    from smelt.train.teacher_cache_scorer import ModelScorer
-    from smelt.train.teachers import load_teacher
+    from smelt.train.teachers.cache_scorer import ModelScorer
+    from smelt.train.teachers.online import load_teacher
 
     divergence = Divergence(beta=config.beta, temperature=config.temperature)
     if config.cache == "recorded":
@@ -199,8 +199,8 @@ def objective(
 
 def cache(config: DistillConfig, scorer: Scorer, stream: Cycled, shop: Workshop) -> CachedTeacher:
     """The scorer's answers to one epoch, under `<out>/teacher`; one process asks, the others wait."""
-    from smelt.train.teacher_cache import CachedTeacher, build_cache, report_line
-    from smelt.train.teacher_cache_format import CacheSettings
+    from smelt.train.teachers.cache import CachedTeacher, build_cache, report_line
+    from smelt.train.teachers.cache_format import CacheSettings
 
     settings = CacheSettings(
         method="sampled" if config.cache == "sampled" else "top_k",
@@ -228,8 +228,8 @@ def cache(config: DistillConfig, scorer: Scorer, stream: Cycled, shop: Workshop)
 @contextmanager
 def behind_url(config: DistillConfig, tokenizer: Tokenizer, shop: Workshop) -> Iterator[Scorer]:
     """A teacher that scores our texts at a URL, and tells what that costs after every chunk."""
-    from smelt.train.teachers_asking import Asker, Spent
-    from smelt.train.teachers_url import URLScorer
+    from smelt.train.teachers.asking import Asker, Spent
+    from smelt.train.teachers.url import URLScorer
 
     class Told(URLScorer):
         def score(self, batches: Sequence[Batch], settings: CacheSettings) -> list[Kept]:
@@ -252,7 +252,7 @@ def recorded(config: DistillConfig, tokenizer: Tokenizer) -> Scorer:
     from smelt.chat import renderer_for
     from smelt.core.errors import DataError
     from smelt.data.chat_jsonl import encode_record, read_chat_jsonl
-    from smelt.train.teachers_url import RecordedScorer, TokenNames, recorded_rows
+    from smelt.train.teachers.url import RecordedScorer, TokenNames, recorded_rows
 
     renderer, names = renderer_for(tokenizer), TokenNames(tokenizer)
     files = [read_chat_jsonl(path, on_problem="skip" if config.skip_problems else "raise") for path in config.chats]

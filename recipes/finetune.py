@@ -16,7 +16,7 @@ from pathlib import Path
 
 from smelt.core.errors import InvalidRequestError
 from smelt.train.config import ScheduleConfig, TrainConfig
-from smelt.train.finetune import EpochDone, FineTuneConfig, Measured, Watch, fine_tune
+from smelt.train.finetune.job import EpochDone, FineTuneConfig, Measured, Watch, fine_tune
 from smelt.train.recipe import Recipe, Workshop
 
 

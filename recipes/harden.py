@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smelt.core.errors import DataError
-from smelt.train.align_pairs import PairProgress, PairSettings, write_pairs
-from smelt.train.finetune import FineTuneConfig, Measured, Watch, fine_tune
+from smelt.train.align.pairs import PairProgress, PairSettings, write_pairs
+from smelt.train.finetune.job import FineTuneConfig, Measured, Watch, fine_tune
 from smelt.train.recipe import Recipe, Workshop
 
 

@@ -63,7 +63,7 @@ def make(settings: LongContext, shop: Workshop) -> Path:
     """Stretch, train, export, ask for needles; returns the folder."""
     from smelt.checkpoint import open_checkpoint, resolve_model
     from smelt.model.decoder import Decoder
-    from smelt.train.finetune_folder import save_tuned
+    from smelt.train.finetune.folder import save_tuned
     from smelt.train.long_context import stretched
 
     base = open_checkpoint(resolve_model(settings.base))
@@ -185,7 +185,7 @@ def _plain_hay() -> list[str]:
 
 def card(settings: LongContext, base: Checkpoint, shape: DecoderConfig, found: Any) -> dict[str, Any]:
     """The base's card, with what changed; what was measured of the base is not the new folder's."""
-    from smelt.train.finetune_folder import base_facts, base_name
+    from smelt.train.finetune.folder import base_facts, base_name
 
     old = base.card or {}
     return {

@@ -124,7 +124,7 @@ def epoch_order(num: int, seed: int, epoch: int) -> NDArray[np.int64]:
 class PairStream:
     """`train.loop.Stream`: chunk n is epoch n, each pair once, `pairs_per_batch` a batch, in an order by seed.
 
-    references: [num pairs, 2], in the order of `pairs` (train/align_reference.py).
+    references: [num pairs, 2], in the order of `pairs` (train/align/reference.py).
     """
 
     pairs: Sequence[EncodedPair]

@@ -27,12 +27,12 @@ from smelt.data.batches import Batch
 from smelt.data.preferences import PairStream, collate_pairs, one_row
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
-from smelt.train.align import AnswerTokens, PairPreference, PreferenceConfig
-from smelt.train.align_reference import ReferenceProgress, reference_log_probs
+from smelt.train.align.preference import AnswerTokens, PairPreference, PreferenceConfig
+from smelt.train.align.reference import ReferenceProgress, reference_log_probs
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.distributed import World
-from smelt.train.finetune_data import AnswerStream, Documents, Method, Plan, plan, read_documents
-from smelt.train.finetune_folder import base_facts, base_name, hardware, save_tuned
+from smelt.train.finetune.data import AnswerStream, Documents, Method, Plan, plan, read_documents
+from smelt.train.finetune.folder import base_facts, base_name, hardware, save_tuned
 from smelt.train.lineage import digest
 from smelt.train.loop import Run, Stage, Stream
 from smelt.train.objectives import Objective
@@ -45,7 +45,7 @@ _SHARE_OF_PEAK: dict[Method, float] = {"supervised": 0.1, "dpo": 0.02}
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuneConfig:
-    """Everything that decides the outcome beside base and files; None: chosen by the examples (finetune_data.plan).
+    """Everything that decides the outcome beside base and files; None: chosen by the examples (data.plan).
 
     learning_rate_multiplier: of the method's own rates. max_len: ids of an example, at most the model's context.
     batch_tokens: about how many tokens are computed at once; longer examples alone. name: the result's; by default the

@@ -16,9 +16,9 @@ from smelt.data.attacked import Attacks, with_order
 from smelt.data.preference_jsonl import read_preference_jsonl
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
-from smelt.train import align_pairs
-from smelt.train.align_pairs import PairProgress, PairSettings, write_pairs
-from smelt.train.on_policy import OnPolicy, sample
+from smelt.train.align import pairs
+from smelt.train.align.pairs import PairProgress, PairSettings, write_pairs
+from smelt.train.distill.on_policy import OnPolicy, sample
 from tests.tiny import random_tensors, tiny_config, tiny_tokenizer_files
 
 SETTINGS = PairSettings(num_prompts=12, per_batch=4, max_new=12, temperature=1.0)
@@ -81,10 +81,10 @@ def test_pairs_are_a_preference_file_of_the_models_own_answers(renderer: HouseRe
     model = willing(renderer)
     told: list[PairProgress] = []
     num = write_pairs(model, renderer, ATTACKS, SETTINGS, tmp_path / "pairs.jsonl", on_progress=told.append)
-    pairs = read_preference_jsonl(tmp_path / "pairs.jsonl")
-    assert len(pairs) == num > 0
+    found = read_preference_jsonl(tmp_path / "pairs.jsonl")
+    assert len(found) == num > 0
     attacked = {ATTACKS.at(i).attacked for i in range(12)}
-    for pair in pairs:
+    for pair in found:
         assert pair.prompt in attacked
         assert set(pair.chosen.text) <= set("abcd")
         assert pair.chosen != pair.rejected
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_file(
 ) -> None:
     model, calls = willing(renderer), []
     write_pairs(model, renderer, ATTACKS, SETTINGS, tmp_path / "whole.jsonl")
-    original = align_pairs.answered
+    original = pairs.answered
 
     def dying(*arguments: object) -> object:
         calls.append(1)
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_same_file(
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(align_pairs, "answered", dying)
+    monkeypatch.setattr(pairs, "answered", dying)
     with pytest.raises(KeyboardInterrupt):
         write_pairs(model, renderer, ATTACKS, SETTINGS, tmp_path / "pieces.jsonl")
     write_pairs(model, renderer, ATTACKS, SETTINGS, tmp_path / "pieces.jsonl")

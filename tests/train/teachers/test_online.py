@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from smelt.core.errors import InvalidRequestError, UnsupportedError
 from smelt.tokenizer import Tokenizer, train_tokenizer
-from smelt.train.distill_divergence import FORWARD_KL, REVERSE_KL, Divergence
+from smelt.train.distill.divergence import FORWARD_KL, REVERSE_KL, Divergence
 from smelt.train.objectives import learned_hidden
-from smelt.train.teacher_cache_scorer import top
-from smelt.train.teachers import load_teacher, shared_vocabulary
-from smelt.train.teachers_signals import Dense, Sampled, TopK
+from smelt.train.teachers.cache_scorer import top
+from smelt.train.teachers.online import load_teacher, shared_vocabulary
+from smelt.train.teachers.signals import Dense, Sampled, TopK
 from tests.tiny import make_tiny_folder
-from tests.train.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
+from tests.train.distill.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
 
 ALL = slice(0, None)
 EVERY = [FORWARD_KL, REVERSE_KL, Divergence(beta=0.3), Divergence(beta=0.5, temperature=2.0)]

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.data.batches import Batch
-from smelt.train.distill import Distillation
-from smelt.train.distill_divergence import FORWARD_KL, REVERSE_KL, Divergence
-from smelt.train.teacher_cache import CachedTeacher, CacheReport, build_cache
-from smelt.train.teacher_cache_format import CacheSettings, Kept, batch_digest, pack, record_dtype, unpack
-from smelt.train.teacher_cache_scorer import ModelScorer, draw, top
-from tests.train.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
+from smelt.train.distill.divergence import FORWARD_KL, REVERSE_KL, Divergence
+from smelt.train.distill.objective import Distillation
+from smelt.train.teachers.cache import CachedTeacher, CacheReport, build_cache
+from smelt.train.teachers.cache_format import CacheSettings, Kept, batch_digest, pack, record_dtype, unpack
+from smelt.train.teachers.cache_scorer import ModelScorer, draw, top
+from tests.train.distill.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,11 @@ def test_a_disk_too_small_is_said_at_once(tmp_path: Path, monkeypatch: pytest.Mo
 _BUILD = """
 import sys, time
 from pathlib import Path
-from smelt.train.teacher_cache import build_cache
-from smelt.train.teacher_cache_format import CacheSettings
-from smelt.train.teacher_cache_scorer import ModelScorer
-from tests.train.distilling import CPU, teacher
-from tests.train.test_teacher_cache import Few
+from smelt.train.teachers.cache import build_cache
+from smelt.train.teachers.cache_format import CacheSettings
+from smelt.train.teachers.cache_scorer import ModelScorer
+from tests.train.distill.distilling import CPU, teacher
+from tests.train.teachers.test_cache import Few
 def told(report):
     print(report.num_done, flush=True)
     time.sleep(0.05)

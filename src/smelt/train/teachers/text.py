@@ -1,7 +1,7 @@
 """A text teacher: any OpenAI-compatible URL answers our prompts, and its answers become training data.
 
 Sequence-level distillation (Kim and Rush 2016) for teachers with another vocabulary; where log-probabilities are to be
-had they are kept beside the answers (`teachers_url.RecordedScorer`).
+had they are kept beside the answers (`url.RecordedScorer`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smelt.core.errors import DataError, InvalidRequestError
-from smelt.train.teachers_asking import Asker
+from smelt.train.teachers.asking import Asker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from smelt.data.attacked import Attacked, Attacks
 from smelt.data.preference_jsonl import preference_line
 from smelt.data.preferences import Preference
 from smelt.model.decoder import Decoder
-from smelt.train.on_policy import OnPolicy, sample
-from smelt.train.teachers import fingerprint
+from smelt.train.distill.on_policy import OnPolicy, sample
+from smelt.train.teachers.online import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)

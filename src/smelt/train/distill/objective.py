@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from smelt.core.errors import InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
-from smelt.train.distill_divergence import FORWARD_KL, Divergence
-from smelt.train.distill_hidden import HiddenTerms
+from smelt.train.distill.divergence import FORWARD_KL, Divergence
+from smelt.train.distill.hidden import HiddenTerms
+from smelt.train.distill.on_policy import OnPolicy
 from smelt.train.linear_loss import chunked_loss
 from smelt.train.losses import cross_entropy
 from smelt.train.objectives import LossSum, learned_hidden, on_device
-from smelt.train.on_policy import OnPolicy
-from smelt.train.teachers import DecoderTeacher, Teacher
+from smelt.train.teachers.online import DecoderTeacher, Teacher
 
 
 class Distillation(nn.Module):

@@ -22,17 +22,17 @@ from smelt.data.chat_jsonl import encode_record, read_chat_jsonl
 from smelt.data.packing import Piece, lay_out
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
-from smelt.train.distill import Distillation
+from smelt.train.distill.objective import Distillation
 from smelt.train.objectives import CrossEntropy
-from smelt.train.teacher_cache import CachedTeacher, build_cache
-from smelt.train.teacher_cache_format import CacheSettings
-from smelt.train.teacher_cache_scorer import ModelScorer, top
-from smelt.train.teachers import DecoderTeacher
-from smelt.train.teachers_asking import Asker, Spent
-from smelt.train.teachers_text import AnswerSettings, AskReport, ask
-from smelt.train.teachers_url import RecordedScorer, TokenNames, URLScorer, recorded_rows
+from smelt.train.teachers.asking import Asker, Spent
+from smelt.train.teachers.cache import CachedTeacher, build_cache
+from smelt.train.teachers.cache_format import CacheSettings
+from smelt.train.teachers.cache_scorer import ModelScorer, top
+from smelt.train.teachers.online import DecoderTeacher
+from smelt.train.teachers.text import AnswerSettings, AskReport, ask
+from smelt.train.teachers.url import RecordedScorer, TokenNames, URLScorer, recorded_rows
 from tests.tiny import random_tensors, tiny_config, tiny_tokenizer_files
-from tests.train.distilling import CPU
+from tests.train.distill.distilling import CPU
 
 TEXT = "The weather in Berlin is fine. 今天北京的天气"
 

@@ -18,7 +18,7 @@ from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
 from smelt.train.objectives import learned_hidden
-from smelt.train.teachers_signals import Dense, Signal
+from smelt.train.teachers.signals import Dense, Signal
 
 
 class Teacher(Protocol):

@@ -20,8 +20,8 @@ from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
 from smelt.generate.llm import LLM
 from smelt.train.config import ScheduleConfig, TrainConfig
-from smelt.train.finetune import EpochDone, FineTuneConfig, FineTuned, Watch, fine_tune
-from smelt.train.finetune_data import AnswerStream, plan
+from smelt.train.finetune.data import AnswerStream, plan
+from smelt.train.finetune.job import EpochDone, FineTuneConfig, FineTuned, Watch, fine_tune
 from smelt.train.lineage import broken_at
 from smelt.train.report import Report
 from tests.tiny import make_tiny_folder
@@ -185,7 +185,7 @@ def test_another_jobs_folder_is_refused(base: Path, tmp_path: Path) -> None:
 def test_a_turn_of_weight_0_is_context(base: Path, tmp_path: Path) -> None:
     from smelt.chat import renderer_of_folder
     from smelt.tokenizer import Tokenizer
-    from smelt.train.finetune_data import read_documents
+    from smelt.train.finetune.data import read_documents
 
     tokenizer = Tokenizer.load(base)
     renderer = renderer_of_folder(tokenizer)

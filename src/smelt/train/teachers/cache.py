@@ -18,14 +18,14 @@ import torch
 
 from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.data.batches import Batch
-from smelt.train import teacher_cache_format as disk
 from smelt.train.objectives import on_device
-from smelt.train.teacher_cache_format import CacheSettings, Kept
-from smelt.train.teachers_signals import Sampled, TopK
+from smelt.train.teachers import cache_format as disk
+from smelt.train.teachers.cache_format import CacheSettings, Kept
+from smelt.train.teachers.signals import Sampled, TopK
 
 
 class Scorer(Protocol):
-    """What a cache is built with: a model in memory (`teacher_cache_scorer`) or behind a URL (`teachers_url`)."""
+    """What a cache is built with: a model in memory (`cache_scorer`) or behind a URL (`url`)."""
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from smelt.train.distill_divergence import LOG_FLOOR, Divergence
+from smelt.train.distill.divergence import LOG_FLOOR, Divergence
 
 
 class Signal(Protocol):

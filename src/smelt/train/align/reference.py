@@ -21,8 +21,8 @@ import torch
 from smelt.core.errors import CheckpointError
 from smelt.data.preferences import EncodedPair, collate_pairs, pairs_digest
 from smelt.model.decoder import Decoder
-from smelt.train.align import answer_log_probs
-from smelt.train.teachers import fingerprint
+from smelt.train.align.preference import answer_log_probs
+from smelt.train.teachers.online import fingerprint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

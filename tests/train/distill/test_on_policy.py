@@ -11,8 +11,8 @@ import torch
 from smelt.core.errors import InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
-from smelt.train.on_policy import OnPolicy, documents, sample
-from tests.train.distilling import CPU, VOCAB, batch, decoder
+from smelt.train.distill.on_policy import OnPolicy, documents, sample
+from tests.train.distill.distilling import CPU, VOCAB, batch, decoder
 
 ALWAYS = OnPolicy(share=1.0, max_new=6, vocab_len=VOCAB, end_ids=frozenset({1}), seed=3)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from smelt.data.batches import Batch
-from smelt.train.teacher_cache_format import CacheSettings, Kept, batch_digest
-from smelt.train.teachers import DecoderTeacher
-from smelt.train.teachers_signals import Dense
+from smelt.train.teachers.cache_format import CacheSettings, Kept, batch_digest
+from smelt.train.teachers.online import DecoderTeacher
+from smelt.train.teachers.signals import Dense
 
 _PIECE_NUMBERS = 1 << 22  # log-probabilities held at once: 16 MiB
 

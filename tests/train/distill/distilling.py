@@ -9,7 +9,7 @@ import torch
 
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
-from smelt.train.teachers import DecoderTeacher
+from smelt.train.teachers.online import DecoderTeacher
 from tests.tiny import random_tensors, tiny_config
 
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from smelt.core.errors import DataError, InvalidRequestError, UnsupportedError
 from smelt.data.batches import Batch, Encoded
 from smelt.tokenizer import Tokenizer
-from smelt.train.on_policy import Ids, documents
-from smelt.train.teacher_cache_format import CacheSettings, Kept
-from smelt.train.teachers_asking import Asker
+from smelt.train.distill.on_policy import Ids, documents
+from smelt.train.teachers.asking import Asker
+from smelt.train.teachers.cache_format import CacheSettings, Kept
 
 Alternatives = Sequence[tuple[int, float]]  # (id, log-probability)
 _SURE: tuple[float, float] = (0.0, -math.inf)

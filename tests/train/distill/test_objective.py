@@ -13,17 +13,17 @@ from smelt.core.errors import InvalidRequestError
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train.config import ScheduleConfig, TrainConfig
-from smelt.train.distill import Distillation
-from smelt.train.distill_divergence import FORWARD_KL, REVERSE_KL, Divergence
-from smelt.train.distill_hidden import HiddenMatch, HiddenTerms
+from smelt.train.distill.divergence import FORWARD_KL, REVERSE_KL, Divergence
+from smelt.train.distill.hidden import HiddenMatch, HiddenTerms
+from smelt.train.distill.objective import Distillation
+from smelt.train.distill.on_policy import OnPolicy
 from smelt.train.loop import Run, Stage
 from smelt.train.objectives import CrossEntropy, learned_hidden
-from smelt.train.on_policy import OnPolicy
-from smelt.train.teacher_cache import CachedTeacher, build_cache
-from smelt.train.teacher_cache_format import CacheSettings
-from smelt.train.teacher_cache_scorer import ModelScorer
-from smelt.train.teachers import DecoderTeacher
-from tests.train.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
+from smelt.train.teachers.cache import CachedTeacher, build_cache
+from smelt.train.teachers.cache_format import CacheSettings
+from smelt.train.teachers.cache_scorer import ModelScorer
+from smelt.train.teachers.online import DecoderTeacher
+from tests.train.distill.distilling import CPU, VOCAB, batch, decoder, gradients, teacher
 
 
 class One:

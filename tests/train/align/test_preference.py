@@ -13,9 +13,9 @@ from smelt.core.errors import CheckpointError, InvalidRequestError
 from smelt.data.batches import Batch, Encoded
 from smelt.data.preferences import EncodedPair, PairStream, collate_pairs
 from smelt.model.decoder import Decoder
-from smelt.train import align_reference
-from smelt.train.align import PairPreference, PreferenceConfig, answer_log_probs
-from smelt.train.align_reference import reference_log_probs, reference_path
+from smelt.train.align import reference
+from smelt.train.align.preference import PairPreference, PreferenceConfig, answer_log_probs
+from smelt.train.align.reference import reference_log_probs, reference_path
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.loop import Report, Run, Stage
 from tests.tiny import random_tensors, tiny_config
@@ -150,7 +150,7 @@ def test_a_killed_reference_pass_computes_only_the_rest(tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return answer_log_probs(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(align_reference, "answer_log_probs", counting)
+    monkeypatch.setattr(reference, "answer_log_probs", counting)
     with pytest.raises(KeyboardInterrupt):
         reference_log_probs(decoder, pairs, tmp_path / "pieces", pad_id=0, save_s=0.0)
     found = reference_log_probs(decoder, pairs, tmp_path / "pieces", pad_id=0)

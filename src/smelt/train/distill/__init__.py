@@ -1,0 +1,1 @@
+"""Distillation: the objective, its divergences, hidden-state terms, the student's own text."""

@@ -1,0 +1,1 @@
+"""A fine-tuning job: files in, a tuned folder out."""

@@ -1,0 +1,1 @@
+"""Who teaches: a model in memory, a cache on disk, a URL."""
