@@ -1,7 +1,7 @@
 """A teacher behind an OpenAI-compatible URL that reports log-probabilities: its top k and the rest, for a cache.
 
 Two ways, as APIs allow: `URLScorer` has texts of ours scored (/completions with echo and logprobs), `RecordedScorer`
-uses what came with answers the teacher wrote itself (chat logprobs, as `smelt record` and `teachers_text` keep them).
+uses what came with answers the teacher wrote itself (chat logprobs, as `smelt record` and `teachers.text` keep them).
 Both need the student's own vocabulary at the other end and check it token by token.
 """
 
