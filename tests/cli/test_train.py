@@ -42,6 +42,12 @@ recipe = Recipe(settings=Settings(), smoke=Settings(steps=2), make=make)
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store of the one who runs the tests is none of their business."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / f"recipe_{tmp_path.name}.py"
@@ -83,6 +89,14 @@ def test_stopped_it_says_so_and_called_again_goes_on(
     train_command(TrainOptions(**options))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["4", "5"]
+    train_command(TrainOptions(runs=True, as_json=True))
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["recipe"], run["state"], run["step"]) == (recipe.name, "finished", 5)
+
+
+def test_a_recipe_and_a_folder_or_the_runs(recipe: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="sought a recipe and --out"):
+        train_command(TrainOptions(recipe=recipe))
 
 
 def test_signals_to_forked_workers_are_not_taken_for_the_users(capfd: pytest.CaptureFixture[str]) -> None:

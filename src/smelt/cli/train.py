@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smelt.core.errors import TrainingStoppedError
+from smelt.core.errors import InvalidRequestError, TrainingStoppedError
 
 if TYPE_CHECKING:
     from smelt.train.report import Report
@@ -28,31 +28,61 @@ _BARS = "▁▂▃▄▅▆▇█"
 class TrainOptions:
     """What `smelt train` is told."""
 
-    recipe: Annotated[Path, typer.Argument(help="A recipe's Python file, as recipes/spark.py.")]
-    out: Annotated[Path, typer.Option(help="Folder everything is made in; called again with it, a run goes on.")]
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe's Python file, as recipes/spark.py.")] = None
+    out: Annotated[
+        Path | None, typer.Option(help="Folder everything is made in; called again with it, a run goes on.")
+    ] = None
     data: Annotated[Path | None, typer.Option(help="Folder of data, where the recipe takes any.")] = None
     changes: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key=value; repeat.")] = None
     smoke: Annotated[bool, typer.Option("--smoke", help="The recipe's own run of seconds.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress on standard error.")] = False
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the curve is kept too: a file, a database URL, or none. Otherwise: the user's data folder.",
+            envvar="SMELT_STORE",
+        ),
+    ] = None
+    runs: Annotated[bool, typer.Option("--runs", help="List the runs in the store instead, the newest first.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone; progress goes to standard error.")] = False
 
 
 def train_command(options: TrainOptions) -> None:
-    """Run the recipe, or go on with it; prints the folder it made, or one JSON object."""
+    """Run the recipe, or go on with it; prints the folder it made, or one JSON object. With `runs`, list runs."""
+    from smelt.cli.runs import located, runs_command
+
+    if options.runs:
+        runs_command(options.store, as_json=options.as_json)
+        return
+    if options.recipe is None or options.out is None:
+        raise InvalidRequestError("sought a recipe and --out: smelt train recipes/spark.py --out DIR (or --runs)")
+    located(options.store)  # a name that cannot be one is said before anything is made
+    _train(options, options.recipe, options.out)
+
+
+def _train(options: TrainOptions, path: Path, out: Path) -> None:
+    from smelt.cli.runs import recorded
     from smelt.train.distributed import joined
     from smelt.train.hardware import pick_device
     from smelt.train.recipe import Workshop, load_recipe, with_settings
 
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(path)
     settings = with_settings(recipe.smoke if options.smoke else recipe.settings, options.changes or [])
     stopping = threading.Event()
     with joined(pick_device("auto")) as world, _stops(stopping), _view(world.writes, options.as_json) as view:
         if world.writes:
-            _note(options.out, options.recipe, settings)
-        shop = Workshop(
-            out=options.out, data=options.data, on_report=view.show, say=view.say, stopping=stopping, world=world
-        )
+            _note(out, path, settings)
         try:
-            made = recipe.make(settings, shop)
+            with recorded(options.store if world.writes else "none", out, path.name, asdict(settings)) as recorder:
+
+                def show(report: Report) -> None:
+                    view.show(report)
+                    if recorder is not None:
+                        recorder.show(report)
+
+                shop = Workshop(
+                    out=out, data=options.data, on_report=show, say=view.say, stopping=stopping, world=world
+                )
+                made = recipe.make(settings, shop)
         except TrainingStoppedError as error:
             print(f"smelt: {error}", file=sys.stderr)
             sys.exit(130)

@@ -31,7 +31,19 @@ _MODELS = (
     """CREATE TABLE models (
         id TEXT NOT NULL PRIMARY KEY, tenant TEXT NOT NULL, created_ns BIGINT NOT NULL, base_model TEXT NOT NULL)""",
 )
-STEPS: tuple[tuple[str, ...], ...] = (_STORED_CHAT, _MODELS)  # version n is what steps 1 to n make
+_TRAINING = (
+    """CREATE TABLE training_runs (
+        id TEXT NOT NULL PRIMARY KEY, created_ns BIGINT NOT NULL, heard_ns BIGINT NOT NULL, recipe TEXT NOT NULL,
+        folder TEXT NOT NULL, settings TEXT NOT NULL, state TEXT NOT NULL)""",
+    "CREATE INDEX training_runs_by_age ON training_runs (created_ns, id)",
+    """CREATE TABLE training_points (
+        run_id TEXT NOT NULL, step BIGINT NOT NULL, total_steps BIGINT NOT NULL, stage TEXT NOT NULL,
+        loss DOUBLE PRECISION NOT NULL, num_tokens BIGINT NOT NULL, elapsed_s DOUBLE PRECISION NOT NULL,
+        rest TEXT NOT NULL,
+        PRIMARY KEY (run_id, step),
+        FOREIGN KEY (run_id) REFERENCES training_runs (id) ON DELETE CASCADE)""",
+)
+STEPS: tuple[tuple[str, ...], ...] = (_STORED_CHAT, _MODELS, _TRAINING)  # version n is what steps 1 to n make
 
 _LEDGER = "CREATE TABLE migrations (version INTEGER NOT NULL PRIMARY KEY, applied_ns BIGINT NOT NULL)"
 _POSTGRES_LOCK = "SELECT pg_advisory_xact_lock(7311765)"  # one program migrates at a time; SQLite's writer lock does

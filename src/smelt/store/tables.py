@@ -2,11 +2,12 @@
 
 JSON is TEXT: what is searched has a column or a row of its own, and the rest is given back as it came. Times are
 nanoseconds since 1970 (UTC). `tenant` is who owns the row ("" where the server has no keys): every query names it.
+What is made at the machine itself (training runs) has none.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import DOUBLE_PRECISION, BigInteger, Column, ForeignKey, Index, Integer, MetaData, Table, Text
 
 metadata = MetaData()
 
@@ -56,4 +57,31 @@ models = Table(
     Column("tenant", Text, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("base_model", Text, nullable=False),
+)
+
+# A run of `smelt train`; `heard_ns` is renewed while it lives, so that one that was killed is told from one that works.
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_ns", BigInteger, nullable=False),
+    Column("heard_ns", BigInteger, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Index("training_runs_by_age", "created_ns", "id"),
+)
+
+training_points = Table(
+    "training_points",
+    metadata,
+    Column("run_id", Text, ForeignKey("training_runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("total_steps", BigInteger, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("loss", DOUBLE_PRECISION, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("elapsed_s", DOUBLE_PRECISION, nullable=False),
+    Column("rest", Text, nullable=False),
 )
