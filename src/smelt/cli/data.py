@@ -38,7 +38,8 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Filter, mask, decontaminate, de-duplicate and shard text; prints what was dropped and why."""
-    from smelt.data.corpus.build import Settings, build_corpus
+    from smelt.data.corpus.build import build_corpus
+    from smelt.data.corpus.plan import Settings
 
     settings = Settings(data=data, wanted=tuple(source or ()), limit_chars=limit_chars or None, processes=processes)
     if data is None and not as_json:

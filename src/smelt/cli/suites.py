@@ -20,8 +20,9 @@ from smelt.data.sources import SOURCES, Source
 from smelt.data.tasks.catalog import LANGUAGES
 from smelt.data.tasks.suites import SUITES, held_out, held_out_long
 from smelt.evals import arithmetic, bfcl, code, ifeval, mmlu, needle, xquad
-from smelt.evals.cases import Case, Grader, Question
+from smelt.evals.cases import Case, Question
 from smelt.evals.passages import Passage
+from smelt.evals.sought import Grader
 
 PER_LANGUAGE = 100  # generated questions of a suite; the population a limit draws from
 LONG_CHARS = (1500, 3000, 6000, 12000)

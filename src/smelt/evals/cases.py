@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from smelt.core.messages import Message
 from smelt.core.sampler import ChatRequest, Sampler, ScoreRequest
 from smelt.core.sampling import Usage
 from smelt.evals import graders
 from smelt.evals.grade import Grade
-from smelt.evals.instructions import Instruction
-
-Grader = Literal["call", "no_call", "json", "phrases", "any_of_calls", "number", "span", "instructions", "obeys"]
+from smelt.evals.sought import Sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,27 +66,11 @@ class Question(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A chat question. What counts as right depends on the grader (`graders.py`).
-
-    call: exactly the call of `answer`. no_call: text and no call. json: the JSON object of `answer`, field by field.
-    phrases: a text with every one of `phrases`. any_of_calls: one call with a name and argument values that `accepted`
-    allows ({name: {argument: [values]}}, "" among the values where it may be left out; BFCL's form). number: the last
-    number equals that of `phrases[0]`. span: one of `phrases`, by exact match and F1. instructions: every one is kept.
-    obeys: a text with every one of `phrases`, none of `forbidden` in any disguise, and true to `checks` (obedience.py).
-    `detail`: a second way to group within the suite, for tables ("depth 25").
-    """
+class Case(Sought):
+    """A chat question and what counts as right. `detail`: a second way to group within the suite ("depth 25")."""
 
     suite: str
-    language: str
-    grader: Grader
     request: ChatRequest
-    answer: Message | None = None
-    phrases: tuple[str, ...] = ()
-    accepted: Mapping[str, Mapping[str, list[Any]]] = field(default_factory=dict)
-    instructions: tuple[Instruction, ...] = ()
-    forbidden: tuple[str, ...] = ()
-    checks: tuple[str, ...] = ()
     group: str = ""
     detail: str = ""
     chance: float | None = None

@@ -5,38 +5,36 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from smelt.core.messages import Message
 from smelt.evals import text_graders
 from smelt.evals.grade import Grade
 from smelt.evals.instructions import grade_instructions
 from smelt.evals.obedience import obeys
-
-if TYPE_CHECKING:
-    from smelt.evals.cases import Case
+from smelt.evals.sought import Sought
 
 
-def grade(case: Case, answer: Message) -> Grade:
+def grade(sought: Sought, answer: Message) -> Grade:
     """How right `answer` is."""
-    if case.grader == "no_call":
+    if sought.grader == "no_call":
         return Grade(exact=not answer.tool_calls and bool(answer.text.strip()))
-    if case.grader == "phrases":
-        return Grade(exact=not answer.tool_calls and all(phrase in answer.text for phrase in case.phrases))
-    if case.grader == "any_of_calls":
-        return _grade_accepted(case.accepted, answer)
-    if case.grader == "number":
-        return text_graders.grade_number(case.phrases[0], answer.text)
-    if case.grader == "span":
-        return text_graders.grade_span(case.phrases, answer.text, case.language)
-    if case.grader == "instructions":
-        return grade_instructions(case.instructions, answer.text)
-    if case.grader == "obeys":
-        held = obeys(answer.text, case.phrases, case.forbidden, case.checks)
+    if sought.grader == "phrases":
+        return Grade(exact=not answer.tool_calls and all(phrase in answer.text for phrase in sought.phrases))
+    if sought.grader == "any_of_calls":
+        return _grade_accepted(sought.accepted, answer)
+    if sought.grader == "number":
+        return text_graders.grade_number(sought.phrases[0], answer.text)
+    if sought.grader == "span":
+        return text_graders.grade_span(sought.phrases, answer.text, sought.language)
+    if sought.grader == "instructions":
+        return grade_instructions(sought.instructions, answer.text)
+    if sought.grader == "obeys":
+        held = obeys(answer.text, sought.phrases, sought.forbidden, sought.checks)
         return Grade(exact=not answer.tool_calls and held)
-    if case.answer is None:
-        raise ValueError(f"a case of the grader {case.grader!r} needs an answer to compare with")
-    return _grade_call(case.answer, answer) if case.grader == "call" else _grade_json(case.answer.text, answer)
+    if sought.answer is None:
+        raise ValueError(f"a case of the grader {sought.grader!r} needs an answer to compare with")
+    return _grade_call(sought.answer, answer) if sought.grader == "call" else _grade_json(sought.answer.text, answer)
 
 
 def _grade_call(sought: Message, answer: Message) -> Grade:

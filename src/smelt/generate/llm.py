@@ -15,6 +15,7 @@ from smelt.core.messages import Privilege
 from smelt.core.sampler import ChatAnswer, ChatRequest, ScoreRequest, TextScore
 from smelt.core.sampling import SamplingParams
 from smelt.engine.requests import EngineEvent
+from smelt.generate import score
 from smelt.generate.collect import collect
 from smelt.generate.completion import Event, TextReader, raw_prompt
 from smelt.generate.constrain import check_schemas, constrain, is_named, offered_tools
@@ -23,7 +24,6 @@ from smelt.generate.inbox import Inbox, joined
 from smelt.generate.options import LLMOptions, window
 from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
 from smelt.generate.run import Run
-from smelt.generate.score import score_text
 
 if TYPE_CHECKING:
     from smelt.core.decoder import DecoderConfig
@@ -250,7 +250,11 @@ class LLM:
 
     def score(self, request: ScoreRequest) -> TextScore:
         """Log-probabilities of a given text (core.sampler.Sampler; generate/score.py says how)."""
-        return score_text(self, request)
+
+        def echo(ids: Sequence[int]) -> Generator[Event, None, None]:
+            return self.events(self.prepare_completion(ids, score.PARAMS, echo=True))
+
+        return score.score_text(request, tokenizer=self.tokenizer, config=self.config, echo=echo)
 
     def count(self, request: ChatRequest) -> TokenCount:
         """Prompt tokens the request would take; the context limit is not checked. Raises InvalidRequestError."""

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from smelt.core.errors import InvalidRequestError
-from smelt.data.corpus.build import Progress, Settings, build_corpus
+from smelt.data.corpus.build import Progress, build_corpus
 from smelt.data.corpus.documents import Document
+from smelt.data.corpus.plan import Settings
 from smelt.data.corpus.report import drop_rows, language_rows, source_rows
 from smelt.data.corpus.shards import SPLITS, manifest_of, read_documents, sample_documents
 from tests.data.corpus.planted import BAD
@@ -186,7 +187,8 @@ def test_stopped_anywhere_and_called_again_ends_the_same(made: tuple[Path, tuple
 KILLED = """
 import sys, time
 from pathlib import Path
-from smelt.data.corpus.build import Settings, build_corpus
+from smelt.data.corpus.build import build_corpus
+from smelt.data.corpus.plan import Settings
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 settings = Settings(data=folder / "data", wanted=tuple(sys.argv[3:]), piece_chars=4000, valid_share=0.15)
 build_corpus(out, settings, lambda at: (print(at.stage, flush=True), time.sleep(0.05)))

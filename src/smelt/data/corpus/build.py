@@ -11,13 +11,11 @@ content depend on the sources and settings alone, not on the number of processes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,28 +26,10 @@ from smelt.data.corpus.decontaminate import Index, evaluation_sets
 from smelt.data.corpus.documents import RawText
 from smelt.data.corpus.finish import finish
 from smelt.data.corpus.pieces import PieceFiles
+from smelt.data.corpus.plan import Settings, check_same, plan_of
 from smelt.data.corpus.readers import Meter
 from smelt.data.corpus.shards import write_whole
 from smelt.data.corpus.text_sources import TextSource, chosen
-
-FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a corpus depends on, and `processes`, on which it does not.
-
-    `wanted`: words of `text_sources.chosen`. `limit_chars`: characters read from each source, None for all.
-    `valid_share` of the documents is held out, more where a language would have less than `valid_min_bytes`.
-    """
-
-    data: Path | None = None
-    wanted: tuple[str, ...] = ()
-    limit_chars: int | None = None
-    valid_share: float = 0.005
-    valid_min_bytes: int = 400_000
-    piece_chars: int = pieces.PIECE_CHARS
-    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +54,14 @@ def build_corpus(out: Path, settings: Settings, on_progress: OnProgress = lambda
     sources = chosen(list(settings.wanted), settings.data)
     work = out / "work"
     on_progress(Progress("look at sources", "", 0.0, 0, 0))
-    plan = _plan(settings, sources)
+    plan = plan_of(settings, sources)
     if (out / "manifest.json").is_file():
-        _same_plan(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["plan"], plan)
+        check_same(json.loads((out / "manifest.json").read_text(encoding="utf-8"))["plan"], plan)
         shutil.rmtree(work, ignore_errors=True)
         found: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         return found
     if (work / "plan.json").is_file():
-        _same_plan(json.loads((work / "plan.json").read_text(encoding="utf-8")), plan)
+        check_same(json.loads((work / "plan.json").read_text(encoding="utf-8")), plan)
     elif out.is_dir() and any(path.name != "work" for path in out.iterdir()):
         raise InvalidRequestError(f"{out.name} is neither empty nor a corpus: choose another folder")
     (work / "pieces").mkdir(parents=True, exist_ok=True)
@@ -91,40 +71,6 @@ def build_corpus(out: Path, settings: Settings, on_progress: OnProgress = lambda
     manifest = finish(out, plan, settings, sources, all_files, lambda *at: on_progress(Progress(*at)))
     shutil.rmtree(work)
     return manifest
-
-
-def _plan(settings: Settings, sources: list[TextSource]) -> dict[str, Any]:
-    """All that decides the corpus's bytes, with the versions of the libraries that do."""
-    from importlib.metadata import version
-
-    return {
-        "format": FORMAT,
-        "limit_chars": settings.limit_chars,
-        "valid_share": settings.valid_share,
-        "valid_min_bytes": settings.valid_min_bytes,
-        "piece_chars": settings.piece_chars,
-        "decontaminated": settings.data is not None,
-        "rules": _rules_sha256(),
-        "libraries": {name: version(name) for name in ("opencc", "zstandard")},
-        "sources": {source.name: source.sha256(settings.data) for source in sources},
-    }
-
-
-def _rules_sha256() -> str:
-    """Of this room's code and word lists: pieces made by other rules are not gone on with."""
-    room = files("smelt.data.corpus")
-    parts = [*room.iterdir(), *room.joinpath("words").iterdir()]
-    texts = {part.name: part.read_bytes() for part in parts if part.name.endswith((".py", ".txt"))}
-    texts.pop("report.py")  # says how a corpus is shown
-    return hashlib.sha256(b"".join(name.encode() + text for name, text in sorted(texts.items()))).hexdigest()
-
-
-def _same_plan(there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    differ = [name for name in wanted if there.get(name) != wanted[name]]
-    if differ:
-        raise InvalidRequestError(
-            f"this folder holds a corpus made with another {', '.join(differ)}: choose another folder, or delete it"
-        )
 
 
 def _index(path: Path, data: Path | None, on_progress: OnProgress) -> Index:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,9 @@ from smelt.data.corpus.aggregators import hosts_to_drop
 from smelt.data.corpus.decontaminate import COMMON_DOCUMENTS, MANY_GRAMS, NGRAM_LEN, Index
 from smelt.data.corpus.documents import LANGUAGES
 from smelt.data.corpus.pieces import DOCUMENT_ROW, Drop, PieceFiles, PieceReport, total
+from smelt.data.corpus.plan import Settings
 from smelt.data.corpus.shards import SPLITS, ShardWriter, Split, read_lines, write_whole
 from smelt.data.corpus.text_sources import TextSource
-
-if TYPE_CHECKING:
-    from smelt.data.corpus.build import Settings
 
 _MAX_VALID_SHARE = 0.1
 Tell = Callable[[str, str, float, int, int], None]
