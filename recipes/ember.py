@@ -20,6 +20,7 @@ from recipes.ember_data import Material, StageConfig, make_stages, make_tokenize
 from recipes.folder import Made, Story, evaluate, export, origin, questions
 from recipes.house import TINY, Shape
 from recipes.spark_data import DECISION_WEIGHT
+from smelt.cli.load import limits_of
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
 
@@ -143,7 +144,8 @@ def make(config: EmberConfig, shop: Workshop) -> Path:
 
 def scores(config: EmberConfig, folder: Path, data: Path | None) -> dict[str, object]:
     """Everything generated and public, beside spark and random weights."""
-    asked = questions(config.cases_per_language, config.long_cases, data, config.corpus, config.families)
+    truth = limits_of(str(folder))
+    asked = questions(config.cases_per_language, config.long_cases, data, config.corpus, config.families, truth)
     spark = Path(__file__).resolve().parents[1] / "src/smelt/shipped/spark"
     control = max(1, config.cases_per_language // 5)
     return evaluate("ember", folder, asked, control_per_language=control, baseline=spark)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from recipes.spark_data import available, source_hash
 from smelt.cli.suites import ABOUT, FAMILIES, corpus_family, held_out_cases, long_cases
 from smelt.data import text
+from smelt.data.tasks.about import Limits
 from smelt.evals.cases import Question
 from smelt.evals.suite import sample
 from smelt.train.lineage import chained
@@ -177,13 +178,18 @@ def evaluate(
 
 
 def questions(
-    per_language: int, per_size: int, data: Path | None, corpus: Path | None = None, extra: Sequence[str] = ()
+    per_language: int,
+    per_size: int,
+    data: Path | None,
+    corpus: Path | None = None,
+    extra: Sequence[str] = (),
+    limits: Limits = Limits(),  # noqa: B008 - frozen value
 ) -> list[Question]:
     """Generated questions, long ones, the public sets' test parts, BFCL and `extra` families, where their files are.
 
-    With a corpus its held-out documents are scored too.
+    With a corpus its held-out documents are scored too. limits: what is true of the model that is asked about itself.
     """
-    asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, per_language)]
+    asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, per_language, limits)]
     asked += long_cases(per_size) if per_size else []
     public = {source.name for source in available(data)} | {"bfcl", *extra}
     for family in FAMILIES:

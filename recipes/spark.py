@@ -18,6 +18,7 @@ from recipes.folder import Made, Story, evaluate, export, origin, questions
 from recipes.spark_config import SMOKE, SparkConfig
 from recipes.spark_data import DECISION_WEIGHT, load_pools, load_sources, make_stages, make_tokenizer
 from smelt.chat.house import HouseRenderer
+from smelt.cli.load import limits_of
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
 
@@ -78,7 +79,7 @@ def make(config: SparkConfig, shop: Workshop) -> Path:
         model = run.result()
         made = Made(story=STORY, settings=config, model=model, tokenizer=tokenizer, position=position, data=shop.data)
         export(made, folder)
-        asked = questions(config.cases_per_language, config.long_cases, shop.data)
+        asked = questions(config.cases_per_language, config.long_cases, shop.data, limits=limits_of(str(folder)))
         control = max(1, config.cases_per_language // 5)
         export(made, folder, evaluate("spark", folder, asked, control_per_language=control))
     return folder

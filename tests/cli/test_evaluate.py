@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from smelt.checkpoint import open_checkpoint
 from smelt.cli import evaluate
-from smelt.cli.evaluate import EvalOptions, evaluate_command
+from smelt.cli.evaluate import EvalOptions, asked_of, evaluate_command
+from smelt.cli.load import limits_of
 from smelt.cli.suites import FAMILIES, GROUPS, SUITES, held_out_cases, questions
 from smelt.core.errors import InvalidRequestError
 from smelt.core.messages import Message
-from smelt.evals.cases import Reply
+from smelt.data.tasks.about import Limits, number_text
+from smelt.evals.cases import Case, Reply
 
 
 @pytest.fixture
@@ -131,6 +135,24 @@ def test_the_right_answer_of_every_generated_question_is_graded_right(suite: str
         assert case.answer is not None
         assert case.grade(Reply(message=case.answer)).exact, (suite, case.answer)
         assert not case.grade(Reply(message=Message("assistant"))).exact
+
+
+def test_a_model_is_asked_about_its_own_limits(tiny_folder: Path, tmp_path: Path, options: EvalOptions) -> None:
+    """The right answers name what the folder says of itself, and not the default."""
+    folder = tmp_path / "named"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "card.json").write_text(json.dumps({"name": "Tinkerer"}))
+    context = open_checkpoint(tiny_folder).config.context_len
+    assert limits_of(str(folder)) == Limits(name="Tinkerer", context_len=context, max_output_len=min(16_384, context))
+    assert limits_of(str(tiny_folder)).name == Limits().name
+    chosen = dataclasses.replace(options, suite="limits", limit=0)
+    own, default = asked_of(str(folder), chosen), asked_of("http://127.0.0.1:1/v1", chosen)
+    right = [question.answer.text for question in own if isinstance(question, Case) and question.answer]
+    assert any("Tinkerer" in text for text in right) and any(number_text(context, "en") in text for text in right)
+    assert not any("131,072" in text or "131.072" in text for text in right)
+    assert any(
+        "131,072" in question.answer.text for question in default if isinstance(question, Case) and question.answer
+    )
 
 
 def test_a_corpus_is_predicted_by_language(

@@ -53,14 +53,10 @@ class EvalOptions:
 
 def evaluate_command(options: EvalOptions) -> None:
     """Ask what was not asked before, then print the table or one JSON object."""
-    from smelt.cli.suites import questions
-
     if options.show_list:
         print(listed(options.data))
         return
-    names = [name.strip() for name in options.suite.split(",") if name.strip()]
-    asked = _limited(questions(names, options.data, options.corpus), options.limit)
-    report = evaluation(options, asked)
+    report = evaluation(options)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         text = markdown(report) if options.out.suffix == ".md" else json.dumps(report, indent=1, ensure_ascii=False)
@@ -80,13 +76,25 @@ def listed(data: Path | None) -> str:
     return "\n".join([*lines, *(f"{name} = {', '.join(members)}" for name, members in GROUPS.items())])
 
 
-def evaluation(options: EvalOptions, asked: Sequence[Question]) -> dict[str, Any]:
+def asked_of(model: str, options: EvalOptions) -> list[Question]:
+    """The chosen questions. What is asked about the model itself has its own answer; behind a URL, the default."""
+    from smelt.cli.load import limits_of
+    from smelt.cli.suites import questions
+    from smelt.data.tasks.about import Limits
+
+    limits = Limits() if _is_url(model) else limits_of(model)
+    names = [name.strip() for name in options.suite.split(",") if name.strip()]
+    return _limited(questions(names, options.data, options.corpus, limits), options.limit)
+
+
+def evaluation(options: EvalOptions) -> dict[str, Any]:
     """The whole result as JSON values: scores by suite and language, control, difference, and how they were had."""
     from smelt.evals.compare import compare
     from smelt.evals.needle import table as needle_table
     from smelt.evals.passages import FORM
     from smelt.evals.suite import busy_seconds, summary
 
+    asked = asked_of(options.model, options)
     with opened(options.model, options) as sampler:
         name, fingerprint = sampler.name, sampler.fingerprint
         rows = asked_rows(sampler, asked, options)
@@ -109,7 +117,7 @@ def evaluation(options: EvalOptions, asked: Sequence[Question]) -> dict[str, Any
             report["control"] = summary(asked_rows(sampler, asked, options))
     if options.compare:
         with opened(options.compare, options) as sampler:
-            others = asked_rows(sampler, asked, options)
+            others = asked_rows(sampler, asked_of(options.compare, options), options)
         report["other"] = {"model": options.compare, "scores": summary(others)}
         report["difference"] = compare(rows, others)
     return report

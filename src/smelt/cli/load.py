@@ -8,6 +8,7 @@ from smelt.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from smelt.core.decoder import DecoderConfig
+    from smelt.data.tasks.about import Limits
     from smelt.engine.engine import Engine
     from smelt.generate.llm import LLM
 
@@ -25,6 +26,25 @@ def load_llm(model: str, *, weights: str = "w8", threads: int = 0) -> LLM:
     from smelt.generate.options import LLMOptions
 
     return LLM.open(model, options=LLMOptions(weights=checked_weights(weights), threads=threads or None))
+
+
+def limits_of(model: str) -> Limits:
+    """What is true of a folder, a Hugging Face id or a shipped name, for questions about the model itself.
+
+    Its card's name (the default where it has none), the longest context and answer it is served with where memory
+    allows. Raises CheckpointError.
+    """
+    from smelt.checkpoint import open_checkpoint, resolve_model
+    from smelt.data.tasks.about import Limits
+    from smelt.generate.options import DEFAULT_MAX_OUTPUT_LEN
+
+    checkpoint = open_checkpoint(resolve_model(model))
+    context_len = checkpoint.config.context_len
+    return Limits(
+        name=str((checkpoint.card or {}).get("name") or Limits().name),
+        context_len=context_len,
+        max_output_len=min(DEFAULT_MAX_OUTPUT_LEN, context_len),
+    )
 
 
 def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[Engine, DecoderConfig, int]:

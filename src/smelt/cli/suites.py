@@ -17,6 +17,7 @@ from smelt.core.sampler import ChatRequest
 from smelt.core.sampling import SamplingParams
 from smelt.data.example import Example
 from smelt.data.sources import SOURCES, Source
+from smelt.data.tasks.about import Limits
 from smelt.data.tasks.catalog import LANGUAGES
 from smelt.data.tasks.suites import SUITES, held_out, held_out_long
 from smelt.evals import arithmetic, bfcl, code, ifeval, mmlu, needle, xquad
@@ -94,12 +95,12 @@ def _chance(request: ChatRequest) -> float | None:
     return 1 / len(labels) if labels else None
 
 
-def held_out_cases(suite: str, per_language: int = PER_LANGUAGE) -> list[Case]:
-    """A generated suite in every language."""
+def held_out_cases(suite: str, per_language: int = PER_LANGUAGE, limits: Limits = Limits()) -> list[Case]:  # noqa: B008 - frozen value
+    """A generated suite in every language. limits: what is true of the asked model, where a question is about it."""
     return [
         as_case(example, GRADERS.get(suite) or grader_of(example), suite)
         for language in LANGUAGES
-        for example in held_out(suite, language, per_language)
+        for example in held_out(suite, language, per_language, limits=limits)
     ]
 
 
@@ -141,14 +142,13 @@ def _needle(data: Path) -> list[Case]:
     return [case for language, texts in hay.items() for case in needle.cases(texts, language, greedy(32))]
 
 
-def _generator(suite: str) -> Callable[[Path], list[Case]]:
-    return lambda data: held_out_cases(suite)
+def _generator(suite: str, limits: Limits) -> Callable[[Path], list[Case]]:
+    return lambda data: held_out_cases(suite, limits=limits)
 
 
-def _generated() -> Iterator[Family]:
+def _generated(limits: Limits) -> Iterator[Family]:
     for suite in SUITES:
-        about = ABOUT[suite]
-        yield Family(name=suite, about=about, make=_generator(suite))
+        yield Family(name=suite, about=ABOUT[suite], make=_generator(suite, limits))
     yield Family(
         name="long",
         about="one to three facts somewhere in a text of that many characters, English",
@@ -170,7 +170,7 @@ def _public() -> Iterator[Family]:
         )
 
 
-FAMILIES: tuple[Family, ...] = (
+_BITS = (
     Family(
         name="bpb",
         about="bits per byte of XQuAD's paragraphs (en, de, zh: the same content) and of Python solutions",
@@ -178,7 +178,8 @@ FAMILIES: tuple[Family, ...] = (
         needs=("eval/xquad", "eval/humaneval/HumanEval.jsonl", "eval/mbpp/mbpp.jsonl"),
         suites=("bpb_en", "bpb_de", "bpb_zh", "bpb_code"),
     ),
-    *_generated(),
+)
+_BENCHMARKS = (
     *_public(),
     Family(
         name="bfcl",
@@ -227,6 +228,12 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def families(limits: Limits = Limits()) -> tuple[Family, ...]:  # noqa: B008 - frozen value
+    """All of them, for a model of which `limits` is true."""
+    return (*_BITS, *_generated(limits), *_BENCHMARKS)
+
+
+FAMILIES = families()
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "generated": (*SUITES, "long"),
     "hierarchy": tuple(name for name in SUITES if name.startswith("ih_")),
@@ -256,18 +263,24 @@ def corpus_family(folder: Path | None) -> Family:
     )
 
 
-def questions(names: Sequence[str], data: Path | None, corpus: Path | None = None) -> list[Question]:
+def questions(
+    names: Sequence[str],
+    data: Path | None,
+    corpus: Path | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen value
+) -> list[Question]:
     """Questions of the named groups, families or suites; of every family whose files are there when none is named.
 
-    Raises InvalidRequestError for an unknown name and for files that are not there.
+    limits: what is true of the model that is asked, for the questions about itself. Raises InvalidRequestError for an
+    unknown name and for files that are not there.
     """
-    families = (corpus_family(corpus), *FAMILIES)
+    known = (corpus_family(corpus), *families(limits))
     if not names:
-        here = [family for family in families if family.available(data) and (family.name != "corpus" or corpus)]
+        here = [family for family in known if family.available(data) and (family.name != "corpus" or corpus)]
         return [one for family in here for one in family.make(data or Path())]
     found: list[Question] = []
     wanted = {member for name in names for member in GROUPS.get(name, (name,))}
-    for family in families:
+    for family in known:
         chosen = wanted & {family.name, *family.suites}
         if not chosen:
             continue
@@ -278,6 +291,6 @@ def questions(names: Sequence[str], data: Path | None, corpus: Path | None = Non
         made = family.make(data or Path())
         found += [one for one in made if family.name in chosen or one.suite in chosen]
     if wanted:
-        known = ", ".join([*GROUPS, *(family.name for family in families)])
-        raise InvalidRequestError(f"--suite {', '.join(sorted(wanted))}: no such suite; there are {known}")
+        there = ", ".join([*GROUPS, *(family.name for family in known)])
+        raise InvalidRequestError(f"--suite {', '.join(sorted(wanted))}: no such suite; there are {there}")
     return found
