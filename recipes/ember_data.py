@@ -101,7 +101,7 @@ def make_stages(
         talk = Conversations(example_at=example_at, renderer=renderer, max_len=config.max_len)
         sources: list[tuple[Source, float]] = [(talk, 1.0 - config.text_share)]
         if material.corpus is not None and config.text_share > 0:
-            sources += _text_sources(material.corpus, tokenizer, config.text_share, seed, shop)
+            sources += text_sources(material.corpus, tokenizer, config.text_share, seed, shop)
         rows = max(1, batch_tokens // config.max_len)
         packed = PackedStream(
             sources=sources,
@@ -124,9 +124,10 @@ def make_stages(
     ]
 
 
-def _text_sources(
+def text_sources(
     corpus: Path, tokenizer: Tokenizer, share: float, seed: int, shop: Workshop
 ) -> list[tuple[Source, float]]:
+    """The corpus's sources as tokens, made where they are not there yet, with their parts of `share`."""
     weights = _weights(corpus)
     total = sum(weights.values())
     found: list[tuple[Source, float]] = []

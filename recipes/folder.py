@@ -92,11 +92,12 @@ def card(made: Made, scores: dict[str, Any] | None) -> dict[str, Any]:
         "scored_with": "greedy decoding in the native core with int8 weights, under the server's own grammar; "
         "held-out words, phrasings, records and tools come from the same generators as the training texts",
         "licence": "Apache-2.0",
-        "data": _data_rows(made.data, made.corpus),
+        "data": data_rows(made.data, made.corpus),
     }
 
 
-def _data_rows(data: Path | None, corpus: Path | None) -> list[dict[str, str]]:
+def data_rows(data: Path | None, corpus: Path | None) -> list[dict[str, str]]:
+    """Name, origin and licence of everything a model learned from."""
     rows = [{"name": "generated tasks of this project", "licence": "Apache-2.0"}]
     for source in available(data):
         rows.append({"name": source.name, "origin": source.origin, "licence": source.licence})

@@ -1,0 +1,240 @@
+"""The accelerator's tier on a processor, in seconds: an invented corpus in pieces, two commands, a student."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.ember import EmberConfig
+from recipes.ember_data import Material
+from recipes.ember_gpu import SMOKE, make
+from recipes.ember_gpu_clock import Clock, Times
+from recipes.ember_gpu_data import even
+from recipes.ember_gpu_folder import take_home
+from recipes.ember_material import as_json, files_of, from_json, restored
+from recipes.ember_pack import main, pack, pack_ember, read_manifest, unpack
+from recipes.mixtures import SKILLS
+from smelt.core.errors import DataError, InvalidRequestError
+from smelt.core.messages import Message
+from smelt.core.sampler import ChatRequest
+from smelt.core.sampling import SamplingParams
+from smelt.data.batches import Batch
+from smelt.data.corpus.documents import Document
+from smelt.data.corpus.shards import ShardWriter, read_documents
+from smelt.generate.llm import LLM
+from smelt.train.lineage import broken_at
+from smelt.train.recipe import Workshop
+
+LIMIT = 24_000
+WORDS = "the ember of a small fire glows under ash while rain falls on tin roofs and the dog sleeps near it".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(3)
+    writer = ShardWriter(folder, "enwiki", "train", shard_bytes=60_000)
+    for i in range(400):
+        text = " ".join(rng.choice(WORDS, 50)) + f" {rng.integers(1 << 60)}."
+        writer.add(Document(text=text, source="enwiki", language="en", key=f"doc/{i}"))
+    writer.close()
+    row = {"name": "enwiki", "origin": "invented", "licence": "CC0", "language": "en"}
+    manifest = {"sources": [row], "shards": [dataclasses.asdict(shard) for shard in writer.shards]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pack")
+    config = EmberConfig(vocab_size=1024, tokenizer_examples=300, tokenizer_documents=50)
+    pack_ember(folder, data=None, corpus=corpus, config=config, limit_bytes=LIMIT)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pieces_keep_the_limit_and_come_back_whole(packed: Path, corpus: Path, tmp_path: Path) -> None:
+    pieces = sorted(packed.glob("piece-*"))
+    assert len(pieces) > 1
+    for piece in pieces:
+        assert 0 < sum(path.stat().st_size for path in piece.iterdir()) <= LIMIT
+    manifest = read_manifest(packed)
+    assert {"name": "enwiki", "origin": "invented", "licence": "CC0"} in manifest["licences"]
+    unpack(packed, tmp_path / "there")
+    again = restored(tmp_path / "there")
+    assert again.corpus is not None
+    assert list(read_documents(again.corpus)) == list(read_documents(corpus))
+    assert (tmp_path / "there/tokenizer/tokenizer.json").read_bytes() == (
+        packed / "tokenizer/tokenizer.json"
+    ).read_bytes()
+
+
+def test_a_packing_goes_on_and_gives_the_same(packed: Path, corpus: Path, tmp_path: Path) -> None:
+    material = Material.load(None, corpus, 30)
+    files = list(files_of(material, packed / "tokenizer"))
+
+    def cut_short() -> object:
+        yield from files[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(tmp_path, cut_short(), {}, limit_bytes=LIMIT)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no manifest"):
+        read_manifest(tmp_path)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.xz")}
+    assert kept
+    parts = pack(tmp_path, files, {}, limit_bytes=LIMIT)
+    assert parts == pack(tmp_path, files, {}, limit_bytes=LIMIT)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.xz")}.items()
+    ours = {name: content for name, content in contents(tmp_path).items() if name.endswith(".xz")}
+    assert ours == {name: content for name, content in contents(packed).items() if name.endswith(".xz")}
+
+
+def test_damaged_and_missing_pieces_are_refused(packed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "pack"
+    for name, content in contents(packed).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    victim = next(copy.glob("piece-01/*.xz"))
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-20] + bytes(20))
+    with pytest.raises(DataError, match="send it again"):
+        unpack(copy, tmp_path / "a")
+    victim.unlink()
+    with pytest.raises(DataError, match="piece-01 have come"):
+        unpack(copy, tmp_path / "b")
+    with pytest.raises(SystemExit, match="piece-01"):
+        main(["unpack", str(copy), str(tmp_path / "c")])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000))
+def test_examples_travel_as_they_are(index: int) -> None:
+    example = SKILLS.example(9, index)
+    assert from_json(json.loads(json.dumps(as_json(example)))) == example
+
+
+def test_batches_have_one_shape() -> None:
+    batch = Batch(
+        inputs=np.ones((3, 4), np.int64), targets=np.ones((3, 4), np.int64), segment_ids=np.zeros((3, 4), np.int32)
+    )
+    more = even(batch, 5, pad_id=7)
+    assert more.inputs.shape == more.targets.shape == (5, 4)
+    assert more.num_learned == more.num_tokens == 12
+    assert (more.inputs[3:] == 7).all()
+    assert even(batch, 2, 7).inputs.shape == (2, 4)
+    assert even(batch, 3, 7) is batch
+
+
+def test_the_plan_shares_out_what_is_left_and_keeps_it(tmp_path: Path) -> None:
+    times = Times(minutes=10, commands=3, start_s=60, reserve_s=30, teacher_share=0.5, slack=0, least_s=20)
+    first = Clock(times, tmp_path / "plan.json", began=time.monotonic() - 100)
+    assert first.here_s == pytest.approx(470, abs=1)
+    assert first.left_s == pytest.approx(470 + 2 * 510, abs=1)
+    teacher_s = first.deadline("teacher", 0.5)
+    assert teacher_s == pytest.approx((470 + 2 * 510 - 60) / 2, abs=1)
+    second = Clock(times, tmp_path / "plan.json", began=time.monotonic() - 300)  # slow: the student pays, no one else
+    assert second.deadline("teacher", 0.5) == teacher_s
+    assert second.deadline("student", 1.0) == pytest.approx(270 + 510 - 60, abs=1)
+    Clock(times, tmp_path / "plan.json")
+    late = Clock(times, tmp_path / "plan.json", began=time.monotonic() - 560)
+    assert not late.may_begin
+    assert late.deadline("more", 1.0) == 20
+
+
+def test_the_clock_rings_once_and_only_for_itself(tmp_path: Path) -> None:
+    clock = Clock(Times(minutes=0.05 / 60, reserve_s=0), tmp_path / "plan.json")
+    stopping = threading.Event()
+    with clock.stops(stopping):
+        assert stopping.wait(5)
+    assert clock.ran_out
+    other = Clock(Times(minutes=0.05 / 60, reserve_s=0), tmp_path / "plan.json")
+    with other.stops(stopping):  # set before by someone else
+        time.sleep(0.1)
+    assert not other.ran_out
+
+
+@pytest.fixture(scope="module")
+def commands(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """Commands until all is done; what `plan.json` and the runs said after each."""
+    out, told = tmp_path_factory.mktemp("gpu"), []
+    while len(told) < 5:
+        began = time.monotonic()
+        said: list[str] = []
+        shop = Workshop(out=out, data=packed, on_report=lambda report: None, say=said.append)
+        made = make(SMOKE, shop)
+        plan = json.loads((out / "plan.json").read_text())
+        told.append({"made": made, "said": said, "s": time.monotonic() - began, "plan": plan})
+        if said[-1] == "done":
+            break
+    return told
+
+
+def test_every_command_ends_in_time_and_the_next_goes_on(commands: list[dict[str, object]]) -> None:
+    assert 2 <= len(commands) <= 4
+    assert "stopped in time" in commands[0]["said"][-1]  # type: ignore[index]
+    assert commands[-1]["said"][-1] == "done"  # type: ignore[index]
+    for one in commands:
+        assert one["s"] < SMOKE.times.minutes * 60 + 3  # type: ignore[operator]
+    out = commands[-1]["made"].parent  # type: ignore[attr-defined]
+    for run in ("teacher-run", "student-run"):
+        rows = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(set(steps))
+        assert rows[-1]["stage"] == "last"
+        assert rows[-1]["step"] == rows[-1]["total_steps"]  # the rate came down to zero, however fast the machine is
+        assert rows[-1]["scale"] < 0.2
+    deadlines = {one["plan"]["teacher_s"] for one in commands}  # type: ignore[index]
+    assert len(deadlines) == 1
+
+
+def test_the_student_loads_answers_and_names_its_tier(commands: list[dict[str, object]]) -> None:
+    folder = commands[-1]["made"]
+    assert isinstance(folder, Path)
+    chain = json.loads((folder / "lineage.json").read_text())["chain"]
+    assert broken_at(chain) is None
+    assert [entry["step"] for entry in chain] == ["data", "tokenizer", "teacher", "student", "weights"]
+    student = chain[3]
+    assert student["tier"] == "gpu"
+    assert student["finished"] is True
+    assert student["objective"].startswith("distil(")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["scores"] == "not measured yet"
+    assert {row["name"] for row in card["data"]} >= {"enwiki"}
+    llm = LLM.load(folder)
+    try:
+        asked = (Message.of("user", "Hello"),)
+        answer = llm.chat(ChatRequest(messages=asked, params=SamplingParams(temperature=0.0, max_tokens=8)))
+    finally:
+        llm.close()
+    assert 1 <= answer.usage.completion_tokens <= 8
+
+
+def test_what_comes_home_is_one_file_without_the_teacher(commands: list[dict[str, object]], tmp_path: Path) -> None:
+    out = commands[-1]["made"].parent  # type: ignore[attr-defined]
+    with tarfile.open(out / "home.tar.xz") as archive:
+        names = archive.getnames()
+        archive.extractall(tmp_path, filter="data")
+    assert {"ember/model.safetensors", "ember/card.json", "student-run/metrics.jsonl", "plan.json"} <= set(names)
+    assert not any(name.startswith("teacher/model") or "state-" in name for name in names)
+    assert (tmp_path / "ember/model.safetensors").read_bytes() == (out / "ember/model.safetensors").read_bytes()
+    with pytest.raises(DataError, match="take home"):
+        take_home(out, [out / "ember"], most=100)
+
+
+def test_without_a_pack_it_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="ember_pack"):
+        make(SMOKE, Workshop(out=tmp_path))
+    with pytest.raises(DataError, match="no manifest"):
+        make(SMOKE, Workshop(out=tmp_path, data=tmp_path))
