@@ -90,7 +90,7 @@ def test_stopped_it_says_so_and_called_again_goes_on(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["4", "5"]
     train_command(TrainOptions(runs=True, as_json=True))
-    (run,) = json.loads(capsys.readouterr().out)
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
     assert (run["recipe"], run["state"], run["step"]) == (recipe.name, "finished", 5)
 
 

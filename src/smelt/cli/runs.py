@@ -152,7 +152,7 @@ def as_point(report: Report) -> Point:
 def runs_command(store: str | None, *, as_json: bool) -> None:
     """List the runs of the store, the newest first. Raises StoreError."""
     runs = stored_runs(located(store))
-    print(json.dumps(runs, ensure_ascii=False) if as_json else listed(runs))
+    print(json.dumps({"runs": runs}, ensure_ascii=False) if as_json else listed(runs))
 
 
 def stored_runs(location: Location | None) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ class TrainOptions:
         ),
     ] = None
     runs: Annotated[bool, typer.Option("--runs", help="List the runs in the store instead, the newest first.")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone; progress goes to standard error.")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; progress on standard error.")] = False
 
 
 def train_command(options: TrainOptions) -> None:
