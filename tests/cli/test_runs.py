@@ -90,6 +90,12 @@ def test_points_come_while_it_runs(location: Location, tmp_path: Path, monkeypat
         assert found[0]["state"] == "running"
 
 
+def test_the_store_is_open_before_training_begins(location: Location, tmp_path: Path) -> None:
+    """No import is under way when a recipe forks the processes that prepare its data."""
+    with recorded(str(location), tmp_path / "out", "tiny.py", {}):
+        assert [run["state"] for run in stored_runs(location)] == ["running"]
+
+
 def test_a_store_that_cannot_be_opened_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def recorded(store: str | None, folder: Path, recipe: str, settings: Mapping[str
         state="running",
     )  # fmt: skip
     recorder = Recorder(location, run)
+    recorder.tried.wait(CLOSE_S)
     try:
         yield recorder
         state = "finished"
@@ -77,7 +78,9 @@ def recorded(store: str | None, folder: Path, recipe: str, settings: Mapping[str
 class Recorder:
     """Writes a run's points from a thread of its own, so that training waits for no disk, no lock and no network.
 
-    A store that fails costs a warning, once; what it did not take is offered again later, and at the end.
+    A store that fails costs a warning, once; what it did not take is offered again later, and at the end. `tried` is
+    set when the store was opened or could not be: until then modules are being imported, and a process that were forked
+    from another thread then (they prepare data) could wait for such an import forever.
     """
 
     def __init__(self, location: Location, run: TrainingRun) -> None:
@@ -85,6 +88,7 @@ class Recorder:
         self._points: deque[Point] = deque(maxlen=MAX_KEPT)
         self._ending, self._warned = threading.Event(), False
         self._state: State = "running"
+        self.tried = threading.Event()
         self._thread = threading.Thread(target=self._work, name="training-store", daemon=True)
         self._thread.start()
 
@@ -106,6 +110,7 @@ class Recorder:
                 return
             except Exception as error:  # of any kind: a run of days does not end for its diary
                 self._warn(error)
+                self.tried.set()
             if last:
                 return
             self._ending.wait(ALIVE_EVERY_S)
@@ -118,6 +123,7 @@ class Recorder:
         with closing(Database.open(self._location)) as database:
             runs = TrainingRuns(database)
             runs.begin(self._run)
+            self.tried.set()
             heard, ended = time.monotonic(), False
             while not ended:
                 ended = self._ending.wait(WRITE_EVERY_S)
