@@ -318,8 +318,18 @@ def warm(site: Site, run: Run, name: str) -> None:
 
 
 def compiles(site: Site) -> bool:
-    """On an accelerator alone."""
-    return site.config.compile and site.device.type == "cuda"
+    """On an accelerator alone; from then on every shape is compiled for itself.
+
+    Teacher and student run the same code at two widths: torch would take the second for a width that varies, and make
+    slower kernels for it. There are four kinds of layers (two windows, two models) and one shape of batches.
+    """
+    if not site.config.compile or site.device.type != "cuda":
+        return False
+    import torch
+
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    torch._dynamo.config.recompile_limit = 64
+    return True
 
 
 recipe = Recipe(settings=GpuConfig(), smoke=SMOKE, make=make)

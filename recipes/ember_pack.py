@@ -17,7 +17,8 @@ import hashlib
 import json
 import lzma
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -29,7 +30,7 @@ from recipes.ember_data import Material, make_tokenizer
 from recipes.ember_material import files_of, stored
 from recipes.folder import data_rows, origin
 from smelt.core.errors import DataError, SmeltError
-from smelt.data.corpus.shards import write_whole
+from smelt.data.corpus.shards import manifest_of, write_whole
 
 MIB = 1 << 20
 # 64 MiB is what travels at once, the repository (10 MiB) with it.
@@ -54,18 +55,30 @@ class Part:
 
 
 def pack(
-    folder: Path, files: Iterable[tuple[str, bytes]], told: dict[str, Any], *, limit_bytes: int = LIMIT_BYTES
+    folder: Path,
+    files: Iterable[tuple[str, bytes]],
+    told: dict[str, Any],
+    *,
+    limit_bytes: int = LIMIT_BYTES,
+    about_bytes: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Part]:
     """Write the pack, or go on with it; `told` goes into its manifest. Two files are packed at a time.
 
+    about_bytes: what the files hold, as far as known, for the time left that `say` is told.
     Raises DataError for a limit too small for anything.
     """
     if limit_bytes <= 2 * _SPARE_BYTES:
         raise DataError(f"pieces: sought a limit above {2 * _SPARE_BYTES} bytes, found {limit_bytes}")
+    began = time.monotonic()
     cuts, parts = _cut(files, limit_bytes - _SPARE_BYTES), list[Part]()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         while some := list(islice(cuts, _AT_ONCE)):  # no more than these in memory
             parts += pool.map(lambda cut: _packed(folder, *cut), some)
+            done = sum(part.content_bytes for part in parts)
+            rate = done / (time.monotonic() - began)
+            left = max(0, about_bytes - done) / rate
+            say(f"{done / 1e6:.0f} of about {about_bytes / 1e6:.0f} MB, {rate / 1e6:.1f} MB/s, about {left:.0f} s left")
     placed = _placed(folder, parts, limit_bytes)
     content = json.dumps({"format": 1, **told, "parts": [asdict(part) for part in placed]}, indent=1) + "\n"
     write_whole(folder / "manifest.json", content.encode())
@@ -169,6 +182,7 @@ def pack_ember(
     tokenizer: Path | None = None,
     config: EmberConfig | None = None,
     limit_bytes: int = LIMIT_BYTES,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Part]:
     """Everything ember learns from that no code makes, and its tokenizer, which is trained where none is given."""
     config = config or EmberConfig()
@@ -179,7 +193,10 @@ def pack_ember(
             sizes = (config.vocab_size, config.tokenizer_examples, config.tokenizer_documents)
             make_tokenizer(material, *sizes, config.seed).save(tokenizer)
     told = {"licences": data_rows(data, corpus), "origin": origin("ember", data, corpus)}
-    return pack(folder, files_of(material, tokenizer), told, limit_bytes=limit_bytes)
+    shards = [] if corpus is None else manifest_of(corpus)["shards"]
+    about = sum(shard["num_bytes"] for shard in shards if shard["split"] == "train")
+    files = files_of(material, tokenizer)
+    return pack(folder, files, told, limit_bytes=limit_bytes, about_bytes=about, say=say)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -205,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             corpus=given.corpus,
             tokenizer=given.tokenizer,
             limit_bytes=round(given.limit_mib * MIB),
+            say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     except SmeltError as error:
         sys.exit(f"ember_pack: {error}")

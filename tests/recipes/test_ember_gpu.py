@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from recipes.ember import EmberConfig
 from recipes.ember_data import Material
-from recipes.ember_gpu import SMOKE, make
+from recipes.ember_gpu import SMOKE, Fitting, make
 from recipes.ember_gpu_clock import Clock, Times
 from recipes.ember_gpu_data import even
 from recipes.ember_gpu_folder import take_home
 from recipes.ember_material import as_json, files_of, from_json, restored
 from recipes.ember_pack import main, pack, pack_ember, read_manifest, unpack
+from recipes.house import TINY
 from recipes.mixtures import SKILLS
 from smelt.core.errors import DataError, InvalidRequestError
 from smelt.core.messages import Message
@@ -31,10 +32,14 @@ from smelt.data.batches import Batch
 from smelt.data.corpus.documents import Document
 from smelt.data.corpus.shards import ShardWriter, read_documents
 from smelt.generate.llm import LLM
+from smelt.model.decoder import Decoder
+from smelt.tokenizer import Tokenizer
+from smelt.train.config import ScheduleConfig, TrainConfig
 from smelt.train.lineage import broken_at
 from smelt.train.recipe import Workshop
 
 LIMIT = 24_000
+FOLDER = Path(__file__).resolve().parents[2] / "src/smelt/shipped/spark"
 WORDS = "the ember of a small fire glows under ash while rain falls on tin roofs and the dog sleeps near it".split()
 
 
@@ -163,6 +168,27 @@ def test_the_clock_rings_once_and_only_for_itself(tmp_path: Path) -> None:
     with other.stops(stopping):  # set before by someone else
         time.sleep(0.1)
     assert not other.ran_out
+
+
+def test_steps_settled_before_are_cut_to_what_still_fits(tmp_path: Path) -> None:
+    def run(clock: Clock | None) -> Fitting:
+        house = dataclasses.replace(TINY, num_layers=1, global_layers=(0,))
+        decoder = Decoder(house.decoder(Tokenizer.load(FOLDER)))
+        schedule = ScheduleConfig(total_steps=1000)
+        return Fitting(
+            model=decoder, stages=[], config=TrainConfig(schedule=schedule), folder=tmp_path / "run", clock=clock
+        )
+
+    first = run(None)
+    first.position.step, first.position.elapsed_s = 700, 1400.0
+    first.plan.settled = True
+    first.save()
+    times = Times(minutes=10, commands=1, start_s=0, reserve_s=0, slack=0.5)
+    for clock, total in ((Clock(times, tmp_path / "plan.json"), 850), (None, 1000)):
+        again = run(clock)
+        again.resume()
+        assert again.plan.total_steps == pytest.approx(total, abs=1)
+        assert again.plan.decay_start == first.plan.decay_start
 
 
 @pytest.fixture(scope="module")

@@ -52,12 +52,12 @@ def named(folder: Path) -> str:
 @contextmanager
 def recorded(store: str | None, folder: Path, recipe: str, settings: Mapping[str, Any]) -> Iterator[Recorder | None]:
     """A recorder for the run in `folder` while it goes on, None for `--store none`; says at the end how it ended."""
-    from smelt.store.runs import TrainingRun
-
     location = located(store)
     if location is None:
         yield None
         return
+    from smelt.store.runs import TrainingRun  # a machine without a store need not have its libraries
+
     now, state = time.time_ns(), "failed"
     run = TrainingRun(
         id=named(folder), created_ns=now, heard_ns=now, recipe=recipe, folder=str(folder.absolute()), settings=settings,
