@@ -235,3 +235,12 @@ def test_bench_prints_rates(tiny_folder: Path) -> None:
     found = json.loads(smelt("bench", "-m", tiny_folder, "--rounds", "1", "--json").stdout)
     assert found["prefill_tok_s"] > 0 < found["decode_tok_s"]
     assert found["batch_tok_s"] > 0 < found["read_gb_s"]
+
+
+def test_an_install_that_only_serves_says_what_training_needs() -> None:
+    """It ends in a sentence, not in a traceback."""
+    missing = "import sys; sys.modules['torch'] = None; sys.argv = ['smelt', 'train', 'r.py', '--out', 'o']; "
+    code = missing + "from smelt.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert found.stderr.strip() == "smelt: no module torch: this needs the extra `train` (make setup-train)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+TRAINING_MODULES = frozenset({"torch", "safetensors", "zstandard", "opencc"})  # of the extra `train` in pyproject.toml
+
 
 def main() -> None:
     """Entry point of the `smelt` command. Exit status: 0 done, 1 failed with a message, 2 wrong usage."""
@@ -14,6 +16,11 @@ def main() -> None:
         app()
     except SmeltError as error:
         print(f"smelt: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in TRAINING_MODULES:
+            raise
+        print(f"smelt: no module {error.name}: this needs the extra `train` (make setup-train)", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
