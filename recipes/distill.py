@@ -293,21 +293,27 @@ def held_out_loss(model: Decoder, batches: list[Batch], run: Run) -> float:
 
 
 def export(config: DistillConfig, start: Checkpoint, result: Decoder, folder: Path, told: dict[str, Any]) -> None:
-    """The student's folder with the new weights; its old card's scores are no longer true, so it gets none."""
-    from smelt.checkpoint import save_checkpoint
-    from smelt.train.lineage import chained
+    """The student's folder with the new weights; its lineage goes on, its old card's scores are no longer true."""
+    from smelt.train.finetune.folder import base_facts, base_name, save_tuned
 
-    keep = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-    files = {name: (start.folder / name).read_bytes() for name in keep if (start.folder / name).is_file()}
     step = {
         "step": "distil" if config.teacher else "tune",
-        "student": start.fingerprint,
         "data": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in config.chats},
         "settings": json.loads(json.dumps(asdict(config), default=lambda path: path.name)),
         **told,
     }
-    files["lineage.json"] = json.dumps(chained([step]), indent=1).encode()
-    save_checkpoint(folder, result.config, result.tensors(), dtype="BF16", files=files, replace=True)
+    before = start.card or {}
+    card = {
+        "name": f"{base_name(start)}-distilled" if config.teacher else f"{base_name(start)}-tuned",
+        "summary": f"{base_name(start)}, taught on {len(config.chats) or 'no'} files of conversations.",
+        "parameters": result.config.num_parameters,
+        **{key: before[key] for key in ("languages", "licence") if key in before},
+        "context_len": result.config.context_len,
+        "base": base_facts(start),
+        "held_out": told,
+        "scores": "those of the base do not hold for it; `smelt eval` measures this folder",
+    }
+    save_tuned(folder, start, result, card, [step])
 
 
 recipe = Recipe(
