@@ -303,7 +303,7 @@ def export(config: DistillConfig, start: Checkpoint, result: Decoder, folder: Pa
         **told,
     }
     before = start.card or {}
-    card = {
+    card: dict[str, Any] = {
         "name": f"{base_name(start)}-distilled" if config.teacher else f"{base_name(start)}-tuned",
         "summary": f"{base_name(start)}, taught on {len(config.chats) or 'no'} files of conversations.",
         "parameters": result.config.num_parameters,
