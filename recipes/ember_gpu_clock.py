@@ -37,7 +37,7 @@ class Times:
 
     minutes: float = 9.5
     commands: int = 3
-    start_s: float = 60.0
+    start_s: float = 75.0
     reserve_s: float = 40.0
     teacher_share: float = 0.55
     slack: float = 0.05

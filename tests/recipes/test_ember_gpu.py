@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.ember import EmberConfig
 from recipes.ember_data import Material
-from recipes.ember_gpu import SMOKE, Fitting, make
+from recipes.ember_gpu import SMOKE, Fitting, GpuConfig, make
 from recipes.ember_gpu_clock import Clock, Times
-from recipes.ember_gpu_data import even
+from recipes.ember_gpu_data import Rows, even
 from recipes.ember_gpu_folder import take_home
 from recipes.ember_material import as_json, files_of, from_json, restored
 from recipes.ember_pack import main, pack, pack_ember, read_manifest, unpack
@@ -257,6 +258,19 @@ def test_what_comes_home_is_one_file_without_the_teacher(commands: list[dict[str
     assert (tmp_path / "ember/model.safetensors").read_bytes() == (out / "ember/model.safetensors").read_bytes()
     with pytest.raises(DataError, match="take home"):
         take_home(out, [out / "ember"], most=100)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_accelerator_compiles_both_models_once_and_ends_in_time(packed: Path, tmp_path: Path) -> None:
+    times = Times(minutes=1.6, commands=1, start_s=25, reserve_s=5, least_s=5)
+    config = dataclasses.replace(GpuConfig(), times=times, rows=Rows(rows=4, workers=2))
+    began = time.monotonic()
+    folder = make(config, Workshop(out=tmp_path, data=packed))
+    assert time.monotonic() - began < 100
+    chain = json.loads((folder / "lineage.json").read_text())["chain"]
+    assert chain[3]["hardware"]["accelerator"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 40
 
 
 def test_without_a_pack_it_says_what_is_missing(tmp_path: Path) -> None:
