@@ -158,12 +158,12 @@ def make(config: GpuConfig, shop: Workshop) -> Path:
 
     if shop.data is None or shop.world.size > 1:
         raise InvalidRequestError("ember_gpu: sought --data with a pack (recipes/ember_pack.py) and a single process")
-    shop.out.mkdir(parents=True, exist_ok=True)
-    clock = Clock(config.times, shop.out / "plan.json")
+    began = time.monotonic()
+    pack = read_manifest(shop.data)
+    folder = shop.out / f"material-{digest(pack)[:12]}"
+    unpack(shop.data, folder)  # a piece that has not come costs no command of the plan
+    clock = Clock(config.times, shop.out / "plan.json", began=began)
     with clock.stops(shop.stopping):
-        pack = read_manifest(shop.data)
-        folder = shop.out / f"material-{digest(pack)[:12]}"
-        unpack(shop.data, folder)
         site = Site(
             config=config,
             shop=shop,

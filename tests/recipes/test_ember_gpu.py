@@ -33,11 +33,14 @@ from smelt.data.batches import Batch
 from smelt.data.corpus.documents import Document
 from smelt.data.corpus.shards import ShardWriter, read_documents
 from smelt.generate.llm import LLM
+from smelt.model.attention import Flex
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
 from smelt.train.config import ScheduleConfig, TrainConfig
+from smelt.train.distill.objective import Distillation
 from smelt.train.lineage import broken_at
 from smelt.train.recipe import Workshop
+from smelt.train.teachers.online import DecoderTeacher
 
 LIMIT = 24_000
 FOLDER = Path(__file__).resolve().parents[2] / "src/smelt/shipped/spark"
@@ -143,6 +146,39 @@ def test_batches_have_one_shape() -> None:
     assert even(batch, 3, 7) is batch
 
 
+def test_the_student_fits_16_mb() -> None:
+    shape = GpuConfig().student.shape.decoder(Tokenizer.load(FOLDER))
+    parameters = dataclasses.replace(shape, vocab_size=EmberConfig().vocab_size).num_parameters
+    assert 15_000_000 < 2 * parameters + 300_000 < 16_000_000  # bf16, with the tokenizer and the card
+
+
+def test_two_models_are_compiled_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator, with its attention and its settings, but no kernels made: four graphs, whatever comes."""
+    monkeypatch.setattr(
+        "smelt.model.decoder.attends",
+        lambda windows, past, segment_ids, like: {w: Flex.of(segment_ids, w, compiled=False) for w in set(windows)},
+    )
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", False)
+    tokenizer, rng = Tokenizer.load(FOLDER), np.random.default_rng(4)
+    models = []
+    for width in (64, 32):
+        shape = dataclasses.replace(TINY, hidden_size=width, num_layers=4, global_layers=(1, 3), window=32)
+        models.append(Decoder(shape.decoder(tokenizer)))
+        models[-1].init_weights(width)
+        for layer in models[-1].model.layers:
+            layer.compile(backend="eager")
+    objective = Distillation(DecoderTeacher(models[0], tokenizer.vocab_size), ratio=0.9)
+    with torch.no_grad():  # the kernel has no backward pass on a processor
+        for _ in range(3):
+            ids = rng.integers(10, 1000, (2, 128))
+            segments = [np.repeat([0, 1, 2], [cut, 60, 68 - cut]) for cut in rng.integers(1, 60, 2)]
+            objective(models[1], Batch(ids, ids, np.stack(segments).astype(np.int32)), torch.device("cpu"))
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+            assert not torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+
+
 def test_the_plan_shares_out_what_is_left_and_keeps_it(tmp_path: Path) -> None:
     times = Times(minutes=10, commands=3, start_s=60, reserve_s=30, teacher_share=0.5, slack=0, least_s=20)
     first = Clock(times, tmp_path / "plan.json", began=time.monotonic() - 100)
@@ -196,7 +232,7 @@ def test_steps_settled_before_are_cut_to_what_still_fits(tmp_path: Path) -> None
 def commands(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """Commands until all is done; what `plan.json` and the runs said after each."""
     out, told = tmp_path_factory.mktemp("gpu"), []
-    while len(told) < 5:
+    while len(told) < 6:
         began = time.monotonic()
         said: list[str] = []
         shop = Workshop(out=out, data=packed, on_report=lambda report: None, say=said.append)
@@ -209,11 +245,11 @@ def commands(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dic
 
 
 def test_every_command_ends_in_time_and_the_next_goes_on(commands: list[dict[str, object]]) -> None:
-    assert 2 <= len(commands) <= 4
+    assert 2 <= len(commands) <= 5  # two, but for a busy machine
     assert "stopped in time" in commands[0]["said"][-1]  # type: ignore[index]
     assert commands[-1]["said"][-1] == "done"  # type: ignore[index]
     for one in commands:
-        assert one["s"] < SMOKE.times.minutes * 60 + 3  # type: ignore[operator]
+        assert one["s"] < SMOKE.times.minutes * 60 + 8  # type: ignore[operator]
     out = commands[-1]["made"].parent  # type: ignore[attr-defined]
     for run in ("teacher-run", "student-run"):
         rows = [json.loads(line) for line in (out / run / "metrics.jsonl").read_text().splitlines()]
@@ -278,3 +314,4 @@ def test_without_a_pack_it_says_what_is_missing(tmp_path: Path) -> None:
         make(SMOKE, Workshop(out=tmp_path))
     with pytest.raises(DataError, match="no manifest"):
         make(SMOKE, Workshop(out=tmp_path, data=tmp_path))
+    assert not (tmp_path / "plan.json").exists()  # no command of the plan is spent
