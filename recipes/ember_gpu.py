@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from smelt.train.objectives import Objective
 
 
+_RECORDS = ("metrics.jsonl", "curves.csv", "curves.svg")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One of the two models. `accumulate` batches make a step; rates and decay are TrainConfig's."""
@@ -183,9 +186,6 @@ def make(config: GpuConfig, shop: Workshop) -> Path:
     return shop.out / "ember" if (shop.out / "ember").is_dir() else shop.out
 
 
-_RECORDS = ("metrics.jsonl", "curves.csv", "curves.svg")
-
-
 def make_teacher(site: Site) -> bool:
     """Train the teacher as far as this command's time goes; True when `<out>/teacher` is there."""
     from smelt.checkpoint import save_checkpoint
@@ -282,7 +282,7 @@ def worked(site: Site, run: Run, name: str) -> bool:
     """Train until the part is done or this command's time over; True when done. Leaves the speed in `plan.json`."""
     try:
         run.resume()
-        if not finished(run):
+        if not is_done(run):
             warm(site, run, name)
             run.train()
         return True
@@ -297,7 +297,7 @@ def worked(site: Site, run: Run, name: str) -> bool:
         site.clock.tell(**{f"{name}_tokens_per_s": speed, f"{name}_waited_for_data_s": round(waited, 1)})
 
 
-def finished(run: Run) -> bool:
+def is_done(run: Run) -> bool:
     """Whether the run's checkpoint is of its last step."""
     return run.plan.settled and run.position.step >= run.plan.total_steps
 
@@ -313,7 +313,7 @@ def warm(site: Site, run: Run, name: str) -> None:
         float(sum(gradient.sum() for gradient in gradients))  # waits for the device
         taken.append(time.monotonic() - began)
     speed = round(batch.inputs.size / taken[1])
-    site.shop.say(f"{name}: compiled in {taken[0]:.1f} s; then {speed:,} tokens/s")
+    site.shop.say(f"{name}: the first batch took {taken[0]:.1f} s (compiling), the next ran at {speed:,} tokens/s")
     site.clock.tell(**{f"{name}_first_tokens_per_s": speed})
 
 
