@@ -124,7 +124,7 @@ def origin(prefix: str, data: Path | None, corpus: Path | None = None) -> dict[s
     """
     root = Path(__file__).resolve().parents[1]
     code = [*(root / "recipes").glob(f"{prefix}*.py"), *(root / "src/smelt/data").rglob("*.*")]
-    code += [root / "recipes/house.py", *(root / "src/smelt/train").glob("*.py")]
+    code += [root / "recipes/house.py", *(root / "src/smelt/train").rglob("*.py")]
     found: dict[str, Any] = {
         "code_sha256": source_hash([path for path in code if "__pycache__" not in path.parts]),
         "sources_sha256": {source.name: source.sha256(data) for source in available(data) if data is not None},
