@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from recipes.ember_data import Material, StageConfig, make_stages, make_tokenizer
 from recipes.folder import Made, Story, evaluate, export, origin, questions
 from recipes.house import TINY, Shape
-from recipes.spark_data import DECISION_WEIGHT
+from recipes.mixtures import DECISION_WEIGHT
 from smelt.cli.load import limits_of
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
@@ -157,7 +157,7 @@ def prepare(config: EmberConfig, material: Material, shop: Workshop) -> Tokenize
     if shop.world.writes:
         shop.out.mkdir(parents=True, exist_ok=True)
         if not (shop.out / "origin.json").is_file():
-            (shop.out / "origin.json").write_text(json.dumps(origin("ember", shop.data, config.corpus), indent=1))
+            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data, config.corpus), indent=1))
         if not (folder / "tokenizer.json").is_file():
             shop.say("training the tokenizer")
             made = make_tokenizer(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipes.mixtures import COPYING, LONGER, SKILLS
-from recipes.spark_data import load_pools, load_sources, texts
+from recipes.public import load_sources, texts
 from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
 from smelt.data.batches import mixed
 from smelt.data.corpus.shards import manifest_of, read_documents
@@ -18,7 +18,7 @@ from smelt.data.shards import tokenize_corpus
 from smelt.data.stream import Conversations, PackedStream, Source, Texts
 from smelt.data.tasks.about import Limits
 from smelt.data.tasks.mixture import Mixture
-from smelt.data.text import Pools
+from smelt.data.text import Pools, read_pools
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.train.loop import Stage
 from smelt.train.recipe import Workshop
@@ -46,7 +46,7 @@ class Material:
         """Raises DataError for a folder that is no corpus."""
         if corpus is not None:
             manifest_of(corpus)
-        return Material(dialogues=load_sources(data, seed), pools=load_pools(data), corpus=corpus)
+        return Material(dialogues=load_sources(data, seed), pools=read_pools(data), corpus=corpus)
 
 
 def make_tokenizer(material: Material, vocab_size: int, num_examples: int, num_documents: int, seed: int) -> Tokenizer:

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 from recipes.ember import STORY
 from recipes.ember_gpu_clock import Clock, Times
 from recipes.ember_gpu_data import Rows, Shares, end, stages_of
-from recipes.ember_gpu_folder import export_student, hardware, take_home
+from recipes.ember_gpu_folder import export_student, take_home
 from recipes.ember_material import restored
 from recipes.ember_pack import read_manifest, unpack
 from recipes.folder import Made
 from recipes.house import TINY, Shape
-from recipes.spark_data import DECISION_WEIGHT
+from recipes.mixtures import DECISION_WEIGHT
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError
 from smelt.tokenizer import Tokenizer
-from smelt.train.lineage import digest
+from smelt.train.lineage import digest, hardware
 from smelt.train.loop import Run
 from smelt.train.recipe import Recipe, Workshop
 
@@ -206,7 +206,7 @@ def make_teacher(site: Site) -> bool:
         "steps": run.position.step,
         "tokens": run.position.num_tokens,
         "wall_s": round(run.position.elapsed_s),
-        "hardware": hardware(run.device),
+        "hardware": hardware(str(run.device)),
     }
     files = {"teacher.json": (json.dumps(told, indent=1) + "\n").encode()}
     files |= {path.name: path.read_bytes() for path in (site.folder / "tokenizer").iterdir()}
@@ -236,7 +236,7 @@ def make_student(site: Site) -> bool:
         position=run.position,
         data=None,
     )
-    told = {"finished": finished, "objective": run.stages[0].objective.name, "hardware": hardware(run.device)}
+    told = {"finished": finished, "objective": run.stages[0].objective.name, "hardware": hardware(str(run.device))}
     export_student(made, out / "ember", site.pack, json.loads((out / "teacher/teacher.json").read_text()), told)
     return finished
 

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import platform
 import tarfile
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from recipes.folder import Made, card
+from recipes.folder import Made, card, write_folder
 from smelt.core.errors import DataError
 from smelt.data.corpus.shards import write_whole
 from smelt.train.lineage import chained, digest
 
-if TYPE_CHECKING:
-    import torch
-
 HOME = "home.tar.xz"
 # One file comes back, and 16 MiB is the most a file may have.
 HOME_BYTES = 16 << 20
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The machine, for the lineage."""
-    import torch
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"cores": os.cpu_count(), "machine": platform.machine(), "accelerator": name}
 
 
 def export_student(
@@ -41,9 +27,6 @@ def export_student(
 
     pack: the manifest of the pack it learned from; teacher: what `teacher.json` tells; told: of the student's training.
     """
-    from smelt.chat.house_template import house_tokenizer_config
-    from smelt.checkpoint import save_checkpoint
-
     weights = {name: digest(tensor.tobytes().hex()) for name, tensor in made.model.tensors().items()}
     steps: list[dict[str, Any]] = [
         {"step": "data", **pack["origin"], "pack_sha256": digest([part["sha256"] for part in pack["parts"]])},
@@ -61,12 +44,8 @@ def export_student(
         },
         {"step": "weights", "float32_sha256": digest(weights)},
     ]
-    with tempfile.TemporaryDirectory() as scratch:
-        made.tokenizer.save(scratch, house_tokenizer_config())
-        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    files["card.json"] = _json({**card(made, None), "tier": "gpu", "data": pack["licences"]})
-    files["lineage.json"] = _json({"chain": chained(steps)})
-    save_checkpoint(folder, made.model.config, made.model.tensors(), dtype="BF16", files=files, replace=True)
+    told_card = {**card(made, None), "tier": "gpu", "data": pack["licences"]}
+    write_folder(made, folder, told_card, {"chain": chained(steps)})
 
 
 def take_home(out: Path, paths: Iterable[Path], *, most: int = HOME_BYTES) -> Path:
@@ -83,7 +62,3 @@ def take_home(out: Path, paths: Iterable[Path], *, most: int = HOME_BYTES) -> Pa
     if held.tell() > most:
         raise DataError(f"{HOME}: sought at most {most} bytes to take home, found {held.tell()}; fetch it in parts")
     return out / HOME
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -192,7 +192,7 @@ def pack_ember(
         if not (tokenizer / "tokenizer.json").is_file():
             sizes = (config.vocab_size, config.tokenizer_examples, config.tokenizer_documents)
             make_tokenizer(material, *sizes, config.seed).save(tokenizer)
-    told = {"licences": data_rows(data, corpus), "origin": origin("ember", data, corpus)}
+    told = {"licences": data_rows(data, corpus), "origin": origin(data, corpus)}
     shards = [] if corpus is None else manifest_of(corpus)["shards"]
     about = sum(shard["num_bytes"] for shard in shards if shard["split"] == "train")
     files = files_of(material, tokenizer)

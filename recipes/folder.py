@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.spark_data import available, source_hash
+from recipes.public import available
 from smelt.cli.suites import ABOUT, FAMILIES, corpus_family, held_out_cases, long_cases
 from smelt.data import text
 from smelt.data.tasks.about import Limits
 from smelt.evals.cases import Question
 from smelt.evals.suite import sample
-from smelt.train.lineage import chained
+from smelt.train.lineage import chained, digest, hardware
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -62,15 +60,21 @@ class Made:
 
 
 def export(made: Made, folder: Path, scores: dict[str, Any] | None = None) -> None:
-    """Write the model folder, weights in bf16. `origin.json` beside it was written when training began."""
+    """Write the model folder. `origin.json` beside it was written when training began."""
+    told = json.loads((folder.parent / "origin.json").read_text())
+    write_folder(made, folder, card(made, scores), lineage(made, told))
+
+
+def write_folder(made: Made, folder: Path, card: dict[str, Any], lineage: dict[str, Any]) -> None:
+    """Weights in bf16, tokenizer, card and lineage, in place of what is there."""
     from smelt.chat.house_template import house_tokenizer_config
     from smelt.checkpoint import save_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:
         made.tokenizer.save(scratch, house_tokenizer_config())
         files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    files["card.json"] = _json_bytes(card(made, scores))
-    files["lineage.json"] = _json_bytes(lineage(made, json.loads((folder.parent / "origin.json").read_text())))
+    files["card.json"] = _json_bytes(card)
+    files["lineage.json"] = _json_bytes(lineage)
     save_checkpoint(folder, made.model.config, made.model.tensors(), dtype="BF16", files=files, replace=True)
 
 
@@ -117,16 +121,13 @@ def _corpus_sources(corpus: Path | None) -> list[dict[str, Any]]:
     return sources
 
 
-def origin(prefix: str, data: Path | None, corpus: Path | None = None) -> dict[str, Any]:
-    """Hashes of what decides the examples: the code that makes them and the public files. Taken before training.
-
-    prefix: how the recipe's own files begin.
-    """
+def origin(data: Path | None, corpus: Path | None = None) -> dict[str, Any]:
+    """Hashes of what decides the examples: the code that makes them and the public files. Taken before training."""
     root = Path(__file__).resolve().parents[1]
-    code = [*(root / "recipes").glob(f"{prefix}*.py"), *(root / "src/smelt/data").rglob("*.*")]
-    code += [root / "recipes/house.py", *(root / "src/smelt/train").rglob("*.py")]
+    code = [*(root / "recipes").glob("*.py"), *(root / "src/smelt/data").rglob("*.*")]
+    code += (root / "src/smelt/train").rglob("*.py")
     found: dict[str, Any] = {
-        "code_sha256": source_hash([path for path in code if "__pycache__" not in path.parts]),
+        "code_sha256": _source_hash([path for path in code if "__pycache__" not in path.parts]),
         "sources_sha256": {source.name: source.sha256(data) for source in available(data) if data is not None},
         "text_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in text.available(data)},
     }
@@ -137,8 +138,6 @@ def origin(prefix: str, data: Path | None, corpus: Path | None = None) -> dict[s
 
 def lineage(made: Made, origin: dict[str, Any]) -> dict[str, Any]:
     """Data, tokenizer, training and weights, chained by hash. `origin` is what the function of that name told."""
-    from smelt.train.lineage import digest
-
     weights = {name: digest(tensor.tobytes().hex()) for name, tensor in made.model.tensors().items()}
     steps: list[dict[str, Any]] = [
         {"step": "data", **origin},
@@ -150,7 +149,7 @@ def lineage(made: Made, origin: dict[str, Any]) -> dict[str, Any]:
             "steps": made.position.step,
             "tokens": made.position.num_tokens,
             "wall_s": round(made.position.elapsed_s),
-            "hardware": {"cores": os.cpu_count(), "machine": platform.machine(), "accelerator": None},
+            "hardware": hardware("cpu"),
         },
         {"step": "weights", "float32_sha256": digest(weights)},
     ]
@@ -201,6 +200,14 @@ def questions(
     if corpus is not None and data is not None:
         asked += sample(list(corpus_family(corpus).make(data)), 3 * per_language)
     return asked
+
+
+def _source_hash(files: Sequence[Path]) -> str:
+    """sha256 over names and contents."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _json_bytes(value: Any) -> bytes:

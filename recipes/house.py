@@ -1,4 +1,4 @@
-"""The house shape: Gemma 3's text decoder at widths of our own, and the tokenizer and streams our recipes share."""
+"""The house shape: Gemma 3's text decoder at widths of our own."""
 
 from __future__ import annotations
 

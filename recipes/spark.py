@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.folder import Made, Story, evaluate, export, origin, questions
+from recipes.mixtures import DECISION_WEIGHT
+from recipes.public import load_sources
 from recipes.spark_config import SMOKE, SparkConfig
-from recipes.spark_data import DECISION_WEIGHT, load_pools, load_sources, make_stages, make_tokenizer
+from recipes.spark_data import make_stages, make_tokenizer
 from smelt.chat.house import HouseRenderer
 from smelt.cli.load import limits_of
+from smelt.data.text import read_pools
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
 
@@ -91,7 +94,7 @@ def prepare(config: SparkConfig, sources: dict[str, list[Example]], shop: Worksh
     if shop.world.writes:
         shop.out.mkdir(parents=True, exist_ok=True)
         if not (shop.out / "origin.json").is_file():
-            (shop.out / "origin.json").write_text(json.dumps(origin("spark", shop.data), indent=1))
+            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data), indent=1))
         if not (folder / "tokenizer.json").is_file():
             make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(folder)
     shop.world.wait()
@@ -110,7 +113,7 @@ def make_run(
         HouseRenderer(tokenizer),
         tokenizer.control_ids["<|pad|>"],
         sources,
-        load_pools(shop.data),
+        read_pools(shop.data),
         batch_tokens=config.batch_tokens,
         early_tokens=config.early_tokens,
     )

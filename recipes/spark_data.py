@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from recipes.public import texts
 from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
-from smelt.chat.signatures import schema_signature, tool_signatures
 from smelt.data.batches import mixed
 from smelt.data.example import Example
 from smelt.data.prefetch import Prefetched
-from smelt.data.sources import SOURCES, Source
 from smelt.data.stream import Conversations, PackedStream
 from smelt.data.tasks.about import Limits
 from smelt.data.tasks.mixture import Mixture
-from smelt.data.text import Pools, read_pools
+from smelt.data.text import Pools
 from smelt.tokenizer import Tokenizer, train_tokenizer
 from smelt.train.loop import Stage
 
@@ -35,23 +31,6 @@ MAIN = Mixture(
 FINAL = Mixture(limits=ABOUT, weights={**MAIN.weights, "long": 1.5, "longer": 0.6})
 SOURCE_SHARE = 0.15
 CHUNK_ROWS = 32
-# With 1 the choice between calling and saying that no tool fits was not learned in 18 M tokens; with 5 it was.
-DECISION_WEIGHT = 5.0
-
-
-def texts(examples: Iterator[Example]) -> Iterator[str]:
-    """Every text of the examples as the renderer would encode it."""
-    for example in examples:
-        for message in example.messages:
-            if message.text:
-                yield message.text
-            for call in message.tool_calls:
-                yield call.name
-                yield call.arguments
-        if example.tools:
-            yield tool_signatures(example.tools)
-        if example.response_format.kind != "text":
-            yield schema_signature(example.response_format)
 
 
 def make_tokenizer(sources: dict[str, list[Example]], vocab_size: int, num_examples: int, seed: int) -> Tokenizer:
@@ -60,21 +39,6 @@ def make_tokenizer(sources: dict[str, list[Example]], vocab_size: int, num_examp
     return train_tokenizer(
         texts(example_at(i) for i in range(num_examples)), vocab_size, controls=HOUSE_CONTROLS, pattern="copying"
     )
-
-
-def available(data: Path | None) -> list[Source]:
-    """The public sets that lie under `data`."""
-    return [source for source in SOURCES if data is not None and source.available(data)]
-
-
-def load_pools(data: Path | None) -> Pools:
-    """Sentences of running text in every language there is."""
-    return read_pools(data)
-
-
-def load_sources(data: Path | None, seed: int) -> dict[str, list[Example]]:
-    """Examples of every public set there is."""
-    return {source.name: source.examples(data, seed) for source in available(data) if data is not None}
 
 
 def make_stages(
@@ -107,11 +71,3 @@ def make_stages(
         Stage(name="main", stream=stream(MAIN, 12, 512, SOURCE_SHARE)),
         Stage(name="final", stream=stream(FINAL, 13, 3072, SOURCE_SHARE), at_decay=True),
     ]
-
-
-def source_hash(files: Sequence[Path]) -> str:
-    """sha256 over names and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import uvicorn
 
@@ -90,7 +90,7 @@ def run(settings: Settings, *, on_ready: Callable[[Ready], None], load: Callable
         names = app.state.service.names
         needs_key, store = bool(settings.api_keys), _store(settings)
         ready = Ready(base_url=f"{bound.url}/v1", model=llm, names=names, needs_key=needs_key, store=store)
-        server = AnnouncingServer(_uvicorn_config(app, bound), lambda: on_ready(ready))
+        server = AnnouncingServer(uvicorn_config(app, bound), lambda: on_ready(ready))
         interrupted = contextlib.suppress(KeyboardInterrupt)  # uvicorn raises the signal again when it has shut down
         with contextlib.closing(app.state.service.storage), interrupted:
             server.run(sockets=[listener])
@@ -132,16 +132,20 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _uvicorn_config(app: object, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(
+    app: object, settings: Settings, *, lifespan: Literal["on", "off"] = "off", date_header: bool = True
+) -> uvicorn.Config:
+    """How every listener of ours speaks HTTP. date_header: False where the application passes another server's on."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]  # FastAPI is an ASGI application; uvicorn spells the type its own way
+        app,  # type: ignore[arg-type]  # uvicorn spells the type of an ASGI application its own way
         http=connection_class(settings),
         ws="none",
         loop="asyncio",
-        lifespan="off",
+        lifespan=lifespan,
         log_config=None,
         access_log=False,
         server_header=False,
+        date_header=date_header,
         proxy_headers=False,
         backlog=BACKLOG,
         h11_max_incomplete_event_size=settings.max_header_bytes,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,3 +35,12 @@ def broken_at(chain: Sequence[dict[str, Any]]) -> int | None:
 def digest(value: Any) -> str:
     """sha256 of the value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Where something was computed; `accelerator` by its own name where there is one."""
+    if device.startswith("cuda"):
+        import torch
+
+        device = torch.cuda.get_device_name(device)
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "accelerator": None if device == "cpu" else device}

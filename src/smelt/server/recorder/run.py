@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import uvicorn
-
 from smelt.server.errors import StartError
-from smelt.server.protocol import connection_class
 from smelt.server.recorder.exchange import Exchange, UnusableError, lines
 from smelt.server.recorder.masking import OPTIONS, Masker
 from smelt.server.recorder.proxy import Proxy
 from smelt.server.recorder.writer import Background, LineWriter
-from smelt.server.serve import BACKLOG, AnnouncingServer, bind
+from smelt.server.serve import AnnouncingServer, bind, uvicorn_config
 from smelt.server.settings import Settings
 
 log = logging.getLogger("smelt.recorder")
@@ -119,26 +116,8 @@ def run(settings: RecordSettings, *, on_ready: Callable[[str], None]) -> Recordi
     with contextlib.closing(bind(server_settings)) as listener, contextlib.closing(Keeper(settings)) as keeper:
         bound = server_settings.model_copy(update={"port": listener.getsockname()[1]})
         app = Proxy(settings.upstream, bound, keep=keeper.keep, leave_out=keeper.leave_out, sample=settings.sample)
-        server = AnnouncingServer(_uvicorn_config(app, bound), lambda: on_ready(f"{bound.url}/v1"))
+        config = uvicorn_config(app, bound, lifespan="on", date_header=False)
+        server = AnnouncingServer(config, lambda: on_ready(f"{bound.url}/v1"))
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     return keeper.found
-
-
-def _uvicorn_config(app: Proxy, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=connection_class(settings),
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,
-    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,11 +53,6 @@ def base_name(base: Checkpoint) -> str:
 def base_facts(base: Checkpoint) -> dict[str, Any]:
     """What a card and a lineage say about it."""
     return {"name": base_name(base), "fingerprint": base.fingerprint}
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """Where it was computed."""
-    return {"cores": os.cpu_count(), "machine": platform.machine(), "accelerator": None if device == "cpu" else device}
 
 
 def _before(base: Checkpoint) -> list[dict[str, Any]]:

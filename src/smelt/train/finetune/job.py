@@ -32,8 +32,8 @@ from smelt.train.align.reference import ReferenceProgress, reference_log_probs
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.distributed import World
 from smelt.train.finetune.data import AnswerStream, Documents, Method, Plan, plan, read_documents
-from smelt.train.finetune.folder import base_facts, base_name, hardware, save_tuned
-from smelt.train.lineage import digest
+from smelt.train.finetune.folder import base_facts, base_name, save_tuned
+from smelt.train.lineage import digest, hardware
 from smelt.train.loop import Run, Stage, Stream
 from smelt.train.objectives import Objective
 from smelt.train.report import Report, print_report
@@ -296,7 +296,7 @@ def _finished(job: _Job, run: Run, references: dict[str, Any], before: Measured 
         "plan": asdict(job.plan),
         "tokens": tokens,
         "wall_s": round(run.position.elapsed_s),
-        "hardware": hardware(run.device.type),
+        "hardware": hardware(str(run.device)),
     }
     dtype: FloatDtype | None = "F32" if job.config.store == "F32" else None
     save_tuned(folder, job.base, result, _card(job, tokens, None, None), [made], dtype=dtype)
