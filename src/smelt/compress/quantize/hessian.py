@@ -20,12 +20,12 @@ _MOST_RAISES = 5  # of the damping, tenfold each: from 1 % to 1,000 times the me
 
 @dataclass(slots=True)
 class Hessian:
-    """sum_II: X^T X so far, float32 (or float64); num_rows: the rows it is a sum over.
+    """total: X^T X so far, [I, I], float32 (or float64); num_rows: the rows it is a sum over.
 
     Sums of parts of the rows, added, are the sum over all of them, so that parts may be taken apart.
     """
 
-    sum_II: Tensor
+    total: Tensor
     num_rows: int = 0
 
     @classmethod
@@ -35,19 +35,19 @@ class Hessian:
 
     def add(self, rows: Tensor) -> None:
         """More inputs, [..., I]; widened to the sum's dtype before they are multiplied."""
-        rows_NI = rows.detach().reshape(-1, rows.shape[-1]).to(self.sum_II.dtype)
-        self.sum_II.addmm_(rows_NI.T, rows_NI)
+        rows_NI = rows.detach().reshape(-1, rows.shape[-1]).to(self.total.dtype)
+        self.total.addmm_(rows_NI.T, rows_NI)
         self.num_rows += rows_NI.shape[0]
 
     def merge(self, other: Hessian) -> None:
         """The rows of both."""
-        self.sum_II += other.sum_II
+        self.total += other.total
         self.num_rows += other.num_rows
 
     @property
-    def mean_II(self) -> Tensor:
-        """H = 2 X^T X / n; zeros where no rows were seen."""
-        return self.sum_II * (2.0 / max(1, self.num_rows))
+    def mean(self) -> Tensor:
+        """H = 2 X^T X / n, [I, I]; zeros where no rows were seen."""
+        return self.total * (2.0 / max(1, self.num_rows))
 
 
 def dead_inputs(H_II: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ def dead_inputs(H_II: Tensor) -> Tensor:
 
 
 def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
-    """Upper triangular U with U^T U = (H + d 1)^-1, [I, I]; d is `damping` times the mean of H's diagonal over live inputs.
+    """Upper triangular U with U^T U = (H + d 1)^-1, [I, I]; d: `damping` times the mean of H's diagonal at live inputs.
 
     Row i of U, divided by U[i, i], is how an error in column i spreads over the columns behind it when those before
     are fixed. Dead inputs, which have a say in nothing, get that mean. Where H is still no positive definite matrix in
-    its precision, the damping is raised tenfold, at most five times. Raises TrainingError where that does not help (an H with numbers
-    that are not finite).
+    its precision, the damping is raised tenfold, at most five times. Raises TrainingError where that does not help
+    (an H with numbers that are not finite).
     """
     damped_II = H_II.clone()
     diagonal_I = damped_II.diagonal()
