@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recipes.ember_data import Material, StageConfig, make_stages, make_tokenizer
-from recipes.folder import Made, Story, evaluate, export, origin, questions
+from recipes.folder import Exam, Made, Story, evaluate, export, origin
 from recipes.house import TINY, Shape
 from recipes.mixtures import DECISION_WEIGHT
-from smelt.cli.load import limits_of
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
 
@@ -87,7 +86,7 @@ class EmberConfig:
     checkpoint_s: float = 300.0
     cases_per_language: int = 100
     long_cases: int = 40
-    families: tuple[str, ...] = ("bits", "needle", "ifeval", "xquad")
+    families: tuple[str, ...] = ("bpb", "needle", "ifeval", "xquad")
     seed: int = 30
 
 
@@ -144,11 +143,15 @@ def make(config: EmberConfig, shop: Workshop) -> Path:
 
 def scores(config: EmberConfig, folder: Path, data: Path | None) -> dict[str, object]:
     """Everything generated and public, beside spark and random weights."""
-    truth = limits_of(str(folder))
-    asked = questions(config.cases_per_language, config.long_cases, data, config.corpus, config.families, truth)
+    exam = Exam(
+        per_language=config.cases_per_language,
+        per_size=config.long_cases,
+        data=data,
+        corpus=config.corpus,
+        extra=config.families,
+    )
     spark = Path(__file__).resolve().parents[1] / "src/smelt/shipped/spark"
-    control = max(1, config.cases_per_language // 5)
-    return evaluate("ember", folder, asked, control_per_language=control, baseline=spark)
+    return evaluate("ember", folder, exam, baseline=spark)
 
 
 def prepare(config: EmberConfig, material: Material, shop: Workshop) -> Tokenizer:

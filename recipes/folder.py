@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipes.public import available
+from smelt.cli.load import limits_of
 from smelt.cli.suites import ABOUT, FAMILIES, corpus_family, held_out_cases, long_cases
+from smelt.core.errors import InvalidRequestError
 from smelt.data import text
 from smelt.data.tasks.about import Limits
 from smelt.evals.cases import Question
-from smelt.evals.suite import sample
+from smelt.evals.suite import sample, summary
 from smelt.train.lineage import chained, digest, hardware
 
 if TYPE_CHECKING:
@@ -156,50 +158,56 @@ def lineage(made: Made, origin: dict[str, Any]) -> dict[str, Any]:
     return {"chain": chained(steps)}
 
 
-def evaluate(
-    name: str, folder: Path, asked: Sequence[Question], *, control_per_language: int, baseline: Path | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """What a made model is asked: generated suites, long ones, public sets' test parts, BFCL and `extra` families.
+
+    Only what needs no missing file; with a corpus its held-out documents are scored too. per_size: questions a length
+    of the long suites.
+    """
+
+    per_language: int
+    per_size: int
+    data: Path | None
+    corpus: Path | None = None
+    extra: tuple[str, ...] = ()
+
+    def questions(self, limits: Limits) -> list[Question]:
+        """Everything asked of a model of which `limits` is true. Raises InvalidRequestError for an unknown family."""
+        asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, self.per_language, limits)]
+        asked += long_cases(self.per_size) if self.per_size else []
+        wanted = {source.name for source in available(self.data)} | {"bfcl", *self.extra}
+        known = {family.name: family for family in FAMILIES}
+        if unknown := set(self.extra) - set(known):
+            raise InvalidRequestError(f"no such family of suites: {sorted(unknown)}; there are {', '.join(known)}")
+        for name, family in known.items():
+            if name in wanted and self.data is not None and family.available(self.data):
+                made = family.make(self.data)
+                limit = None if name == "bfcl" and self.per_language > 10 else 3 * self.per_language
+                for suite in dict.fromkeys(one.suite for one in made):
+                    asked += sample([one for one in made if one.suite == suite], limit)
+        if self.corpus is not None:
+            asked += sample(list(corpus_family(self.corpus).make(self.corpus)), 3 * self.per_language)
+        return asked
+
+
+def evaluate(name: str, folder: Path, exam: Exam, *, baseline: Path | None = None) -> dict[str, Any]:
     """Held-out accuracy of `folder`, beside random weights of the same shape under the same grammar, and a `baseline`.
 
-    The keys are the models' names. Answers are kept beside the folder, so that a run that was stopped goes on.
+    The keys are the models' names; each is asked about itself what is true of it. Answers are kept beside the folder,
+    so that a run that was stopped goes on. Of the control a fifth of the generated questions is asked.
     """
     from smelt.cli.evaluate import EvalOptions, asked_rows, opened, random_model
-    from smelt.evals.suite import summary
 
     options = EvalOptions(model=str(folder), results=folder.parent / "answers")
     found: dict[str, Any] = {}
     for label, model in [(name, folder)] + ([] if baseline is None else [(baseline.name, baseline)]):
         with opened(str(model), options) as sampler:
-            found[label] = summary(asked_rows(sampler, asked, options))
+            found[label] = summary(asked_rows(sampler, exam.questions(limits_of(str(model))), options))
     with random_model(options) as sampler:
-        few = [one for suite in ABOUT for one in held_out_cases(suite, control_per_language)]
+        few = [one for suite in ABOUT for one in held_out_cases(suite, max(1, exam.per_language // 5))]
         found["random_weights_same_grammar"] = summary(asked_rows(sampler, few, options))
     return found
-
-
-def questions(
-    per_language: int,
-    per_size: int,
-    data: Path | None,
-    corpus: Path | None = None,
-    extra: Sequence[str] = (),
-    limits: Limits = Limits(),  # noqa: B008 - frozen value
-) -> list[Question]:
-    """Generated questions, long ones, the public sets' test parts, BFCL and `extra` families, where their files are.
-
-    With a corpus its held-out documents are scored too. limits: what is true of the model that is asked about itself.
-    """
-    asked: list[Question] = [one for suite in ABOUT for one in held_out_cases(suite, per_language, limits)]
-    asked += long_cases(per_size) if per_size else []
-    public = {source.name for source in available(data)} | {"bfcl", *extra}
-    for family in FAMILIES:
-        if data is not None and family.name in public and family.available(data):
-            made = family.make(data)
-            limit = None if family.name == "bfcl" and per_language > 10 else 3 * per_language
-            asked += [one for name in family.suites for one in sample([q for q in made if q.suite == name], limit)]
-    if corpus is not None and data is not None:
-        asked += sample(list(corpus_family(corpus).make(data)), 3 * per_language)
-    return asked
 
 
 def _source_hash(files: Sequence[Path]) -> str:

@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.folder import Made, Story, evaluate, export, origin, questions
+from recipes.folder import Exam, Made, Story, evaluate, export, origin
 from recipes.mixtures import DECISION_WEIGHT
 from recipes.public import load_sources
 from recipes.spark_config import SMOKE, SparkConfig
 from recipes.spark_data import make_stages, make_tokenizer
 from smelt.chat.house import HouseRenderer
-from smelt.cli.load import limits_of
 from smelt.data.text import read_pools
 from smelt.tokenizer import Tokenizer
 from smelt.train.recipe import Recipe, Workshop
@@ -82,9 +81,8 @@ def make(config: SparkConfig, shop: Workshop) -> Path:
         model = run.result()
         made = Made(story=STORY, settings=config, model=model, tokenizer=tokenizer, position=position, data=shop.data)
         export(made, folder)
-        asked = questions(config.cases_per_language, config.long_cases, shop.data, limits=limits_of(str(folder)))
-        control = max(1, config.cases_per_language // 5)
-        export(made, folder, evaluate("spark", folder, asked, control_per_language=control))
+        exam = Exam(per_language=config.cases_per_language, per_size=config.long_cases, data=shop.data)
+        export(made, folder, evaluate("spark", folder, exam))
     return folder
 
 
