@@ -10,11 +10,10 @@ from typing import Any
 from smelt.checkpoint import save_checkpoint
 from smelt.checkpoint.folder import Checkpoint
 from smelt.checkpoint.safetensors import FloatDtype
-from smelt.core.errors import CheckpointError
 from smelt.model.decoder import Decoder
-from smelt.train.lineage import broken_at, chained, digest
+from smelt.train.lineage import RECORDS, bare, chained, checked_chain, digest
 
-_WRITTEN_ANEW = {"config.json", "smelt.json", "card.json", "lineage.json", "README.md"}
+_WRITTEN_ANEW = {"config.json", "smelt.json", "README.md", *RECORDS}
 _MOST_BYTES = 64 << 20  # of one file beside the weights
 
 
@@ -39,7 +38,7 @@ def save_tuned(
     """
     weights = {name: digest(tensor.tobytes().hex()) for name, tensor in model.tensors().items()}
     chain = chained([*_before(base), *steps, {"step": "weights", "float32_sha256": digest(weights)}])
-    files = _kept_files(base.folder)
+    files = kept_files(base.folder)
     files["card.json"] = _json_bytes(card)
     files["lineage.json"] = _json_bytes({"chain": chain})
     save_checkpoint(folder, model.config, model.tensors(), dtype=dtype or stored_dtype(base), files=files, replace=True)
@@ -57,24 +56,14 @@ def base_facts(base: Checkpoint) -> dict[str, Any]:
 
 def _before(base: Checkpoint) -> list[dict[str, Any]]:
     """The base's own chain without its hashes (chaining gives the same ones again), and the base itself."""
-    path = base.folder / "lineage.json"
-    chain: list[dict[str, Any]] = []
-    if path.is_file():
-        try:
-            chain = json.loads(path.read_text())["chain"]
-            broken = broken_at(chain)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"lineage.json of the base cannot be read: {error!r:.80}") from error
-        if broken is not None:
-            raise CheckpointError(
-                f"lineage.json of the base was changed: entry {broken} does not fit the one before it"
-            )
-    bare = [{key: value for key, value in entry.items() if key not in ("previous", "hash")} for entry in chain]
-    return [*bare, {"step": "base", **base_facts(base)}]
+    return [*bare(checked_chain(base.folder)), {"step": "base", **base_facts(base)}]
 
 
-def _kept_files(folder: Path) -> dict[str, bytes]:
-    """Tokenizer, chat template, generation settings, licence: everything beside the weights."""
+def kept_files(folder: Path) -> dict[str, bytes]:
+    """Tokenizer, chat template, generation settings, licence: what a folder made from this one takes along.
+
+    Not what is written anew (configuration, records of how it was made) and no weights.
+    """
     found = {}
     for path in sorted(folder.iterdir()):
         weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
