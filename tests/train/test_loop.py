@@ -103,6 +103,25 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
         tiny_run(tmp_path, stages=other).train(stop_after=1)
 
 
+def test_a_run_made_longer_before_its_decay_equals_one_that_was_as_long_from_the_start(tmp_path: Path) -> None:
+    """One stage of constant rate can end in several models: the decay of a copy takes nothing from the run itself."""
+    whole = tiny_run(tmp_path / "whole", steps=30)
+    whole.train()
+    tiny_run(tmp_path / "grown", steps=20).train(stop_after=10)
+    grown = tiny_run(tmp_path / "grown", steps=30)
+    assert grown.train().step == 30
+    assert same(weights(whole), weights(grown))
+
+
+def test_no_other_length_once_the_rate_falls(tmp_path: Path) -> None:
+    tiny_run(tmp_path, steps=20).train(stop_after=14)  # it falls from step 12 on
+    with pytest.raises(CheckpointError, match=r"falls from step 12 to 20 and would fall from 18 to 30"):
+        tiny_run(tmp_path, steps=30).train(stop_after=1)
+    tiny_run(tmp_path / "short", steps=40).train(stop_after=20)
+    with pytest.raises(CheckpointError, match="would fall from 12 to 20"):
+        tiny_run(tmp_path / "short", steps=20).train(stop_after=1)
+
+
 def test_stages_follow_tokens_and_the_decay(tmp_path: Path) -> None:
     stages = [
         Stage(name="first", stream=Counting(1), until_tokens=5 * 64),

@@ -45,7 +45,8 @@ class ScheduleConfig:
 class TrainConfig:
     """A whole run. `accumulate` batches make one step, over all processes; `ema`: the weight average's decay, 0 none.
 
-    The other fields say how it is computed, and change rounding at most: a run may go on with others than it began.
+    A run may go on with another length than it began with as long as no step already taken would have been another
+    (Plan.resumed). The fields behind `ema` say how it is computed, and change rounding at most: they may change too.
     `workers` threads each compute whole batches of a step, one core each: on two shared cores that was 1.6 times
     as fast as two threads inside every operation (6.2k against 3.7k tokens/s), because nothing waits at barriers.
     Gradients are summed in the batches' order, so the outcome does not depend on it. `checkpoint_layers` trades a
@@ -68,6 +69,9 @@ class TrainConfig:
     log_every: int = 10
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that decide the outcome."""
+        """The fields that decide what the steps already taken were."""
         how = "workers device precision parallel checkpoint_layers compile checkpoint_s log_every".split()
-        return {name: value for name, value in asdict(self).items() if name not in how}
+        found = {name: value for name, value in asdict(self).items() if name not in how}
+        return found | {
+            "schedule": {"warmup_steps": self.schedule.warmup_steps, "deadline_s": self.schedule.deadline_s}
+        }

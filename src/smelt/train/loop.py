@@ -166,7 +166,7 @@ class Run:
             self.world.first_says_(list(self.layout.local.values()) if not self.layout.sharded else [])
             return
         tensors, self.position = found
-        self.plan = Plan(**self.position.plan)
+        self.plan = Plan(**self.position.plan).resumed(self.config.schedule, self.position.step)
         for name, (parameter, part) in self._tensors().items():
             part.copy_(self.layout.part(parameter, tensors[name]))
 
