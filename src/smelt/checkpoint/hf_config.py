@@ -13,8 +13,9 @@ from typing import Any, get_args
 
 from smelt.checkpoint.config_reader import ConfigReader
 from smelt.checkpoint.hf_keys import HARMLESS, REASONS
+from smelt.checkpoint.hf_layers import read_layers, read_variants, write_variants
 from smelt.checkpoint.hf_rope import check_ropes, read_gemma_ropes, read_ropes, write_ropes
-from smelt.core.decoder import DecoderConfig, Family, LayerConfig
+from smelt.core.decoder import DecoderConfig, Family
 from smelt.core.errors import CheckpointError, UnsupportedError
 from smelt.core.messages import Privilege
 
@@ -27,9 +28,7 @@ ARCHITECTURES: dict[Family, str] = {
 }
 OURS = "smelt_"  # before model_type where no other reader computes the model: one that ignored a key would be wrong
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-_KINDS_OF_LAYER = ("full_attention", "sliding_attention")
 _SIZE_LIMIT = 1 << 24  # widths and vocabularies; refuses what could only be an attack on memory
-_LAYER_LIMIT = 1024
 
 
 def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> DecoderConfig:
@@ -49,6 +48,12 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
     gemma = family == "gemma3_text"
     head_dim = _head_dim(reader, family, hidden, num_heads)
     query_scalar = reader.number("query_pre_attn_scalar") if gemma else float(head_dim)
+    layers = read_layers(reader, family)
+    num_privileges = 0
+    if ours:
+        layers = read_variants(reader, layers)
+        if reader.has("num_privileges") or all(layer.plain for layer in layers):  # what else would be ours
+            num_privileges = reader.whole("num_privileges", at_least=len(Privilege), at_most=256)
     decoder = DecoderConfig(
         family=family,
         vocab_size=vocab_size,
@@ -57,7 +62,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(reader, family, num_heads),
         head_dim=head_dim,
-        layers=_layers(reader, family),
+        layers=layers,
         ropes=read_gemma_ropes(reader, context_len) if gemma else read_ropes(reader, context_len),
         context_len=context_len,
         norm_eps=reader.number("rms_norm_eps", 1e-6),
@@ -71,7 +76,7 @@ def from_hf(config: Mapping[str, Any], generation: Mapping[str, Any] | None = No
         tie_embeddings=reader.flag("tie_word_embeddings", gemma),
         embedding_scale=hidden**0.5 if gemma else 1.0,
         attention_scale=query_scalar**-0.5,
-        num_privileges=reader.whole("num_privileges", at_least=len(Privilege), at_most=256) if ours else 0,
+        num_privileges=num_privileges,
         bos_id=_token_id(reader, "bos_token_id", vocab_size),
         eos_ids=_eos_ids(reader, generation, vocab_size),
         pad_id=_token_id(reader, "pad_token_id", vocab_size),
@@ -155,50 +160,6 @@ def _activation(reader: ConfigReader, gemma: bool) -> Any:
     return _ACTIVATIONS[name]
 
 
-def _layers(reader: ConfigReader, family: Family) -> tuple[LayerConfig, ...]:
-    num_layers = reader.whole("num_hidden_layers", at_most=_LAYER_LIMIT)
-    if family == "llama":
-        return (LayerConfig(),) * num_layers
-    if family == "mistral":
-        window = reader.whole("sliding_window", 1 << 12) if _mistral_slides(reader) else None
-        return (LayerConfig(window=window),) * num_layers
-    kinds = _kinds(reader, family, num_layers)
-    window = None
-    if family == "gemma3_text" or reader.flag("use_sliding_window", False):
-        window = reader.whole("sliding_window", 1 << 12)
-    reader.harmless(frozenset({"sliding_window", "max_window_layers", "sliding_window_pattern"}))
-    reader.harmless(frozenset({"_sliding_window_pattern"} if family == "gemma3_text" else ()))
-    sliding = [kind == "sliding_attention" for kind in kinds]
-    if any(sliding) and window is None:
-        raise reader.wrong("use_sliding_window", False, "true where layer_types has sliding_attention")
-    return tuple(LayerConfig(window=window if s else None, rope=int(s and family == "gemma3_text")) for s in sliding)
-
-
-def _mistral_slides(reader: ConfigReader) -> bool:
-    """An absent sliding_window means transformers' default of 4096; null means none."""
-    return reader.has("sliding_window") or not reader.says("sliding_window")
-
-
-def _kinds(reader: ConfigReader, family: Family, num_layers: int) -> list[str]:
-    """The kind of every layer, from `layer_types` or from the older keys it replaced."""
-    if reader.has("layer_types"):
-        kinds = reader.take("layer_types")
-        if not isinstance(kinds, list) or len(kinds) != num_layers:
-            raise reader.wrong("layer_types", kinds, f"a list of {num_layers}, one per layer")
-        for kind in kinds:
-            if kind not in _KINDS_OF_LAYER:
-                raise reader.refuse("layer_types", kind, f"known are {', '.join(_KINDS_OF_LAYER)}")
-        return kinds
-    if family == "gemma3_text":
-        key = "sliding_window_pattern" if reader.has("sliding_window_pattern") else "_sliding_window_pattern"
-        every = reader.whole(key, 6)
-        return ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(num_layers)]
-    if not reader.flag("use_sliding_window", False) or not reader.has("sliding_window"):
-        return ["full_attention"] * num_layers
-    first = reader.whole("max_window_layers", at_least=0)
-    return ["sliding_attention" if i >= first else "full_attention" for i in range(num_layers)]
-
-
 def _token_id(reader: ConfigReader, key: str, vocab_size: int) -> int | None:
     """An id of the vocabulary; null and -1 mean none."""
     if not reader.has(key) or reader.take(key) == -1:
@@ -220,10 +181,10 @@ def _eos_ids(reader: ConfigReader, generation: Mapping[str, Any] | None, vocab_s
 def to_hf(config: DecoderConfig, *, dtype: str = "float32") -> dict[str, Any]:
     """config.json for `config`, readable by transformers 4 and 5; `dtype` is the weights' (float32, ...).
 
-    With privileges it has a model_type of its own, so that other readers refuse the folder by name.
+    What is not plain has a model_type of its own, so that other readers refuse the folder by name.
     Raises UnsupportedError when the family cannot express the configuration.
     """
-    model_type, architecture = _names(config.family, config.num_privileges > 0)
+    model_type, architecture = _names(config.family, not config.plain)
     keys: dict[str, Any] = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -244,6 +205,7 @@ def to_hf(config: DecoderConfig, *, dtype: str = "float32") -> dict[str, Any]:
         **write_ropes(config.ropes),
         **_family_keys(config),
         **({"num_privileges": config.num_privileges} if config.num_privileges else {}),
+        **write_variants(config.layers),
     }
     try:
         reread: DecoderConfig | None = from_hf(keys)

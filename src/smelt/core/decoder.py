@@ -12,6 +12,9 @@ from typing import Literal
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3_text"]
 
+# The matrices of a layer: `{stem}_proj` is the matrix, `{stem}_residue` what a sharing layer adds to it.
+MATRICES = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeConfig:
@@ -90,10 +93,23 @@ class LayerConfig:
     """What differs between layers: `window` tokens visible (None: all before), `rope` index into `ropes`.
 
     A window of w lets position p see positions p-w+1 .. p.
+
+    weights: the earlier layer whose matrices this one computes with; None: its own. Norms, biases, keys and values
+    are each layer's own in any case. residue_rank: the layer adds to each of its matrices a product of its own,
+    [out, r] by [r, in] (0: none; r is at most the matrix's smaller side). entry_bias: a learned vector is added to
+    the residual stream in front of the layer, so that the passes of a loop can tell themselves apart.
     """
 
     window: int | None = None
     rope: int = 0
+    weights: int | None = None
+    residue_rank: int = 0
+    entry_bias: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether other readers of its family know such a layer."""
+        return self.weights is None and not self.residue_rank and not self.entry_bias
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,14 +149,33 @@ class DecoderConfig:
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a layer that borrows its matrices from where there are none."""
+        for i, layer in enumerate(self.layers):
+            home = layer.weights
+            if home is not None and not (0 <= home < i and self.layers[home].weights is None):
+                raise ValueError(f"layer {i} uses the weights of layer {home}; sought an earlier layer with its own")
+            if layer.residue_rank < 0:
+                raise ValueError(f"layer {i} has residue_rank {layer.residue_rank}; sought 0 or more")
+
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers."""
+        """Number of decoder layers that run; those that share matrices count each."""
         return len(self.layers)
+
+    def home(self, layer: int) -> int:
+        """The layer under whose name the matrices of `layer` are stored; itself where it shares none."""
+        weights = self.layers[layer].weights
+        return layer if weights is None else weights
+
+    @property
+    def plain(self) -> bool:
+        """Whether other readers of the family compute this model: no privileges, no variant of ours in any layer."""
+        return not self.num_privileges and all(layer.plain for layer in self.layers)
 
     @property
     def num_parameters(self) -> int:
-        """Parameters, counting tied embeddings once."""
+        """Parameters, counting tied embeddings and shared matrices once."""
         return sum(math.prod(shape) for shape in self.tensor_shapes().values())
 
     @property
@@ -148,39 +183,73 @@ class DecoderConfig:
         """Bytes of keys and values one token occupies in fp32, over all layers."""
         return 2 * 4 * self.num_layers * self.num_kv_heads * self.head_dim
 
-    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor a checkpoint of this shape holds, by Hugging Face name; weights are [out, in]."""
+    def matrix_shapes(self) -> dict[str, tuple[int, int]]:
+        """[out, in] of each of `MATRICES`, the same in every layer."""
         hidden, inner = self.hidden_size, self.intermediate_size
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sizes = (
+            (q, hidden),
+            (kv, hidden),
+            (kv, hidden),
+            (hidden, q),
+            (inner, hidden),
+            (inner, hidden),
+            (hidden, inner),
+        )
+        return dict(zip(MATRICES, sizes, strict=True))
+
+    def has_bias(self, stem: str) -> bool:
+        """Whether the matrix of that stem has a bias."""
+        if stem.startswith("mlp."):
+            return self.mlp_bias
+        return self.o_bias if stem == "self_attn.o" else self.qkv_bias
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor a checkpoint of this shape holds, by Hugging Face name; weights are [out, in].
+
+        Shared matrices are there once, under the name of the first layer that uses them.
+        """
+        hidden = self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         if self.num_privileges:
             shapes["model.embed_privileges.weight"] = (self.num_privileges, hidden)
         for i in range(self.num_layers):
-            p = f"model.layers.{i}."
-            shapes[p + "input_layernorm.weight"] = (hidden,)
-            for name, width in (("q", q), ("k", kv), ("v", kv)):
-                shapes[f"{p}self_attn.{name}_proj.weight"] = (width, hidden)
-                if self.qkv_bias:
-                    shapes[f"{p}self_attn.{name}_proj.bias"] = (width,)
-            if self.qk_norm:
-                shapes[p + "self_attn.q_norm.weight"] = (self.head_dim,)
-                shapes[p + "self_attn.k_norm.weight"] = (self.head_dim,)
-            shapes[p + "self_attn.o_proj.weight"] = (hidden, q)
-            if self.o_bias:
-                shapes[p + "self_attn.o_proj.bias"] = (hidden,)
-            shapes[p + "post_attention_layernorm.weight"] = (hidden,)
-            if self.post_norms:
-                shapes[p + "pre_feedforward_layernorm.weight"] = (hidden,)
-                shapes[p + "post_feedforward_layernorm.weight"] = (hidden,)
-            for name, (rows, cols) in (
-                ("gate", (inner, hidden)),
-                ("up", (inner, hidden)),
-                ("down", (hidden, inner)),
-            ):
-                shapes[f"{p}mlp.{name}_proj.weight"] = (rows, cols)
-                if self.mlp_bias:
-                    shapes[f"{p}mlp.{name}_proj.bias"] = (rows,)
+            shapes |= self._layer_shapes(i)
         shapes["model.norm.weight"] = (hidden,)
         if not self.tie_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, hidden)
+        return shapes
+
+    def _layer_shapes(self, i: int) -> dict[str, tuple[int, ...]]:
+        hidden, p = self.hidden_size, f"model.layers.{i}."
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.layers[i].entry_bias:
+            shapes[p + "entry.bias"] = (hidden,)
+        shapes[p + "input_layernorm.weight"] = (hidden,)
+        for stem in MATRICES[:3]:
+            shapes |= self._matrix_tensors(i, stem)
+        if self.qk_norm:
+            shapes[p + "self_attn.q_norm.weight"] = (self.head_dim,)
+            shapes[p + "self_attn.k_norm.weight"] = (self.head_dim,)
+        shapes |= self._matrix_tensors(i, "self_attn.o")
+        shapes[p + "post_attention_layernorm.weight"] = (hidden,)
+        if self.post_norms:
+            shapes[p + "pre_feedforward_layernorm.weight"] = (hidden,)
+            shapes[p + "post_feedforward_layernorm.weight"] = (hidden,)
+        for stem in MATRICES[4:]:
+            shapes |= self._matrix_tensors(i, stem)
+        return shapes
+
+    def _matrix_tensors(self, i: int, stem: str) -> dict[str, tuple[int, ...]]:
+        """What layer `i` stores of one matrix: itself where it is the layer's own, its bias, its residue."""
+        rows, cols = self.matrix_shapes()[stem]
+        path = f"model.layers.{i}.{stem}"
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.layers[i].weights is None:
+            shapes[path + "_proj.weight"] = (rows, cols)
+        if self.has_bias(stem):
+            shapes[path + "_proj.bias"] = (rows,)
+        if rank := min(self.layers[i].residue_rank, rows, cols):
+            shapes[path + "_residue.reduce"] = (rank, cols)
+            shapes[path + "_residue.expand"] = (rows, rank)
         return shapes

@@ -21,6 +21,7 @@ from smelt.core.decoder import DecoderConfig
 from smelt.model.attention import Attend, attends, places_in_documents
 from smelt.model.cache import Cache
 from smelt.model.rope import Rope, rotate, widened
+from smelt.model.sharing import Entry, borrow_matrices, make_residue, projected
 
 PRIVILEGES = "model.embed_privileges.weight"
 
@@ -62,39 +63,46 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * D, hidden, bias=config.o_bias)
         self.q_norm = Norm(D, config) if config.qk_norm else None
         self.k_norm = Norm(D, config) if config.qk_norm else None
+        rank = config.layers[layer].residue_rank
+        self.q_residue, self.k_residue = make_residue(self.q_proj, rank), make_residue(self.k_proj, rank)
+        self.v_residue, self.o_residue = make_residue(self.v_proj, rank), make_residue(self.o_proj, rank)
 
     def forward(self, x_BTH: Tensor, view: View, cache: Cache | None) -> Tensor:
         """Attend; appends to the cache where there is one."""
         B, T, _ = x_BTH.shape
-        q_BTND = self.q_proj(x_BTH).view(B, T, -1, self.head_dim)
-        k_BTKD = self.k_proj(x_BTH).view(B, T, -1, self.head_dim)
-        v_BKTD = self.v_proj(x_BTH).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q_BTND = projected(self.q_proj, self.q_residue, x_BTH).view(B, T, -1, self.head_dim)
+        k_BTKD = projected(self.k_proj, self.k_residue, x_BTH).view(B, T, -1, self.head_dim)
+        v_BTKD = projected(self.v_proj, self.v_residue, x_BTH).view(B, T, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTND, k_BTKD = self.q_norm(q_BTND), self.k_norm(k_BTKD)
         q_BNTD = rotate(q_BTND.transpose(1, 2), view.cos, view.sin)
         k_BKTD = rotate(k_BTKD.transpose(1, 2), view.cos, view.sin)
+        v_BKTD = v_BTKD.transpose(1, 2)
         if cache is not None:
             k_BKTD, v_BKTD = cache.append(self.layer, k_BKTD, v_BKTD)
         out_BNTD = view.attend(q_BNTD, k_BKTD, v_BKTD, self.scale)
-        return cast(Tensor, self.o_proj(out_BNTD.transpose(1, 2).reshape(B, T, -1)))
+        return projected(self.o_proj, self.o_residue, out_BNTD.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
     """SwiGLU or GeGLU (Shazeer 2020)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        rank = config.layers[layer].residue_rank
         self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_residue, self.up_residue = make_residue(self.gate_proj, rank), make_residue(self.up_proj, rank)
+        self.down_residue = make_residue(self.down_proj, rank)
         self.silu = config.activation == "silu"
 
     def forward(self, x_BTH: Tensor) -> Tensor:
         """[B, T, H] to [B, T, H]."""
-        gate = self.gate_proj(x_BTH)
+        gate = projected(self.gate_proj, self.gate_residue, x_BTH)
         gate = F.silu(gate) if self.silu else F.gelu(gate, approximate="tanh")
-        return cast(Tensor, self.down_proj(gate * self.up_proj(x_BTH)))
+        return projected(self.down_proj, self.down_residue, gate * projected(self.up_proj, self.up_residue, x_BTH))
 
 
 class Layer(nn.Module):
@@ -103,16 +111,19 @@ class Layer(nn.Module):
     def __init__(self, config: DecoderConfig, index: int) -> None:
         super().__init__()
         hidden = config.hidden_size
+        self.entry = Entry(hidden) if config.layers[index].entry_bias else None
         self.input_layernorm = Norm(hidden, config)
         self.self_attn = Attention(config, index)
         # The same name for two things: Llama's norm in front of the MLP, Gemma's behind the attention.
         self.post_attention_layernorm = Norm(hidden, config)
         self.pre_feedforward_layernorm = Norm(hidden, config) if config.post_norms else None
         self.post_feedforward_layernorm = Norm(hidden, config) if config.post_norms else None
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, index)
 
     def forward(self, x_BTH: Tensor, view: View, cache: Cache | None = None) -> Tensor:
         """One layer of the residual stream."""
+        if self.entry is not None:
+            x_BTH = self.entry(x_BTH)
         attended = self.self_attn(self.input_layernorm(x_BTH), view, cache)
         if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
             x_BTH = x_BTH + attended
@@ -131,6 +142,9 @@ class Body(nn.Module):
         known = config.num_privileges
         self.embed_privileges = nn.Embedding(known, config.hidden_size) if known else None
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        for layer, shape in zip(self.layers, config.layers, strict=True):
+            if shape.weights is not None:
+                borrow_matrices(layer, self.layers[shape.weights])
         self.norm = Norm(config.hidden_size, config)
 
 
@@ -199,17 +213,17 @@ class Decoder(nn.Module):
         """
         if cache is not None and segment_ids_BT is not None:
             raise ValueError("packed segments are for training; a cache holds one document per row")
-        past, T = (0 if cache is None else cache.length), ids_BT.shape[1]
+        T = ids_BT.shape[1]
         if cache is not None:
             cache.reserve(T)
-        if positions is None and segment_ids_BT is not None:
-            positions = places_in_documents(segment_ids_BT)
-        elif positions is None:
-            positions = torch.arange(past, past + T, device=ids_BT.device)
-        x_BTH = self._embedded(ids_BT, privileges_BT)
-        views = self._views(positions, past, segment_ids_BT, x_BTH)
-        for layer, shape in zip(self.model.layers, self.config.layers, strict=True):
-            view = views[shape.rope, shape.window]
+        x_BTH, views = self.entered(
+            ids_BT,
+            positions=positions,
+            segment_ids_BT=segment_ids_BT,
+            privileges_BT=privileges_BT,
+            past=0 if cache is None else cache.length,
+        )
+        for layer, view in zip(self.model.layers, views, strict=True):
             if self.checkpoint_layers and cache is None and torch.is_grad_enabled():
                 x_BTH = checkpoint(layer, x_BTH, view, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -217,6 +231,28 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.advance(T)
         return cast(Tensor, self.model.norm(x_BTH))
+
+    def entered(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+        privileges_BT: Tensor | None = None,
+        past: int = 0,
+    ) -> tuple[Tensor, tuple[View, ...]]:
+        """What enters the first layer, [B, T, H], and the view of each layer, so that layers can be run one by one.
+
+        past: tokens a cache holds before these. The rest as in `hidden`, which goes on from here.
+        """
+        T = ids_BT.shape[1]
+        if positions is None and segment_ids_BT is not None:
+            positions = places_in_documents(segment_ids_BT)
+        elif positions is None:
+            positions = torch.arange(past, past + T, device=ids_BT.device)
+        x_BTH = self._embedded(ids_BT, privileges_BT)
+        views = self._views(positions, past, segment_ids_BT, x_BTH)
+        return x_BTH, tuple(views[shape.rope, shape.window] for shape in self.config.layers)
 
     def _embedded(self, ids_BT: Tensor, privileges_BT: Tensor | None) -> Tensor:
         """Tokens, and who said them where the model knows that, as the residual stream begins."""
@@ -256,14 +292,14 @@ class Decoder(nn.Module):
         Matrices: normal with std fan_in^-1/2, so that widths change nothing; embeddings and head half of that, so
         that first predictions are near uniform. What a layer adds to the residual stream is scaled by
         (2 * layers)^-1/2 (Radford et al. 2019): in the matrix, or in the gain of the norm behind it where there
-        is one, as that norm would undo the former. Other gains 1, biases 0, privileges 0: a table that was added
+        is one, as that norm would undo the former. Other gains 1, biases, privileges and residues 0: what was added
         changes nothing until it has learned something.
         """
         generator = torch.Generator().manual_seed(seed)
         depth = (2 * self.config.num_layers) ** -0.5
         post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
         for name, parameter in self.named_parameters():
-            if name.endswith(".bias") or name == PRIVILEGES:
+            if name.endswith((".bias", "_residue.expand")) or name == PRIVILEGES:
                 parameter.zero_()
             elif parameter.ndim == 1:
                 damped = self.config.post_norms and name.endswith(post_norms)
