@@ -55,6 +55,11 @@ def dead_inputs(H_II: Tensor) -> Tensor:
     return H_II.diagonal() == 0
 
 
+def output_error(change_OI: Tensor, H_II: Tensor) -> Tensor:
+    """d H d^T / 2 of every row d of a weight's change, [O]: the mean squared error of its output over the rows seen."""
+    return ((change_OI.to(H_II.dtype) @ H_II) * change_OI).sum(1) / 2
+
+
 def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
     """Upper triangular U with U^T U = (H + d 1)^-1, [I, I]; d: `damping` times the mean of H's diagonal at live inputs.
 
