@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smelt.data.batches import Batch
-from smelt.model.decoder import Decoder
+from smelt.model.decoder import Decoder, View
 from smelt.train.linear_loss import chunked_loss
 from smelt.train.losses import cross_entropy
 
@@ -90,11 +90,29 @@ def first_of_span(batch: Batch) -> NDArray[np.bool_]:
 
 
 def batch_hidden(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
-    """Hidden states of a batch, [B, T, H]: the one place where a batch meets a model."""
+    """Hidden states of a batch, [B, T, H]."""
+    return model.hidden(**_arguments(model, batch, device))
+
+
+def batch_entered(model: Decoder, batch: Batch, device: torch.device) -> tuple[Tensor, tuple[View, ...]]:
+    """What enters the first layer, [B, T, H], and the view of each layer."""
+    return model.entered(**_arguments(model, batch, device))
+
+
+def _arguments(model: Decoder, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The one place where a batch meets a model."""
     segments = None if batch.segment_ids is None else on_device(batch.segment_ids, device)
     wanted = batch.privileges if model.config.num_privileges else None
     said = None if wanted is None else on_device(wanted, device)
-    return model.hidden(on_device(batch.inputs, device), segment_ids_BT=segments, privileges_BT=said)
+    return {"ids_BT": on_device(batch.inputs, device), "segment_ids_BT": segments, "privileges_BT": said}
+
+
+def kept_places(batch: Batch) -> NDArray[np.int64]:
+    """Which of a batch's B T places are no padding; of an unpacked row those up to its last learned token."""
+    if batch.segment_ids is not None:
+        return np.flatnonzero(batch.segment_ids.reshape(-1) >= 0)
+    learned = batch.targets >= 0
+    return np.flatnonzero(np.logical_or.accumulate(learned[:, ::-1], axis=1)[:, ::-1].reshape(-1))
 
 
 def learned_hidden(model: Decoder, batch: Batch, device: torch.device) -> Tensor:
