@@ -40,13 +40,15 @@ class WeightFormat:
 class ActivationFormat:
     """Inputs of a matrix in `bits` bits: dynamic, one scale a token as it comes, or static, one scale a tensor.
 
-    A static scale is what `observer` made of a calibration set.
+    A static scale is what `observer` made of a calibration set; percentile: what of it the observer of that name keeps,
+    in percent, the rest cut in halves from both ends.
     """
 
     bits: int = 8
     dynamic: bool = True
     symmetric: bool = True
     observer: Observer = "minmax"
+    percentile: float = 99.99
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -125,7 +125,7 @@ def quantized(weight_OI: Tensor, format: WeightFormat, clip: Clip = Clip()) -> Q
     check_weight(weight_OI, format)
     rows = max(1, _BLOCK_NUMBERS // weight_OI.shape[1])
     blocks = []
-    for block_oI in weight_OI.detach().split(rows):
+    for block_oI in torch.split(weight_OI.detach(), rows):
         found = scales(block_oI, format, clip)
         blocks.append((codes(block_oI, *found, format), *found))
     return as_stored(
@@ -167,7 +167,7 @@ def grouped(matrix_OI: Tensor, format: WeightFormat) -> Tensor:
     group = width if format.group_size is None else min(format.group_size, width)
     if short := -width % group:
         matrix_OI = F.pad(matrix_OI, (0, short))
-    return matrix_OI.unflatten(-1, (-1, group))
+    return matrix_OI.reshape(matrix_OI.shape[0], -1, group)
 
 
 def ungrouped(groups_OGS: Tensor, width: int) -> Tensor:
