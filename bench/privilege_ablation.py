@@ -1,8 +1,9 @@
 """Does knowing who said a token help? One recipe three ways: with privilege ids, with shuffled ones, without any.
 
-    python bench/privilege_ablation.py --out build/privileges [--steps 1500] [--seeds 1 2 3] [--smoke] [--save]
+    python bench/privilege_ablation.py --out build/privileges [--steps 300] [--seeds 1 2 3] [--smoke] [--save]
 
-The same small model learns the same batches in every arm; only the table of privileges differs. `true` is also asked
+The shipped model, which can copy and call already, learns the same batches of the instruction hierarchy in every arm;
+only the table of privileges, which begins at zero, differs. Without training it is reported too. `true` is also asked
 with ids shuffled at the test: what it gained must be lost there, or the table is not what it listens to. Reported per
 arm, over all seeds: obedience to the system in conflict (ih_conflict), compliance with compatible rules (ih_aligned),
 orders inside a tool's result not obeyed (ih_tool), orders that are data worked on as data (ih_fidelity), all held out.
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +27,8 @@ import torch
 
 from smelt.chat.house import HouseRenderer
 from smelt.chat.renderer import Rendered
-from smelt.checkpoint import resolve_model
+from smelt.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from smelt.cli.suites import held_out_cases
-from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.core.messages import Privilege
 from smelt.data.batches import Batch, mixed
@@ -37,9 +36,9 @@ from smelt.data.stream import Conversations, PackedStream
 from smelt.data.tasks.mixture import Mixture
 from smelt.evals.cases import Case, Reply
 from smelt.evals.stats import proportion
-from smelt.model.decoder import Decoder
+from smelt.model.decoder import PRIVILEGES, Decoder
 from smelt.tokenizer import Tokenizer
-from smelt.train.config import ScheduleConfig, TrainConfig
+from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.distill.on_policy import OnPolicy, sample
 from smelt.train.loop import Run, Stage
 
@@ -59,47 +58,21 @@ RESULTS = Path(__file__).parent / "results" / "privilege_ablation.json"
 class Size:
     """Everything that is smaller in a smoke run."""
 
-    steps: int = 1500
-    hidden_size: int = 160
-    intermediate_size: int = 448
-    num_layers: int = 5
+    steps: int = 300
     row_len: int = 768
     rows: int = 4
     cases: int = 60
     max_new: int = 96
 
 
-SMOKE = Size(steps=3, hidden_size=32, intermediate_size=64, num_layers=2, rows=1, cases=1, max_new=8)
+SMOKE = Size(steps=3, rows=1, cases=1, max_new=8)
 
 
-def shape(size: Size, tokenizer: Tokenizer, arm: Arm) -> DecoderConfig:
-    """The shipped family at a small width; the table is the only difference between arms."""
-    controls = tokenizer.control_ids
-    return DecoderConfig(
-        family="gemma3_text",
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=32,
-        layers=tuple(
-            LayerConfig() if i == size.num_layers - 1 else LayerConfig(window=512, rope=1)
-            for i in range(size.num_layers)
-        ),
-        ropes=(RopeConfig(base=1e6), RopeConfig(base=1e4)),
-        context_len=4096,
-        norm_offset=1.0,
-        activation="gelu_tanh",
-        qk_norm=True,
-        post_norms=True,
-        embedding_scale=math.sqrt(size.hidden_size),
-        attention_scale=32**-0.5,
-        num_privileges=0 if arm == "none" else len(Privilege),
-        bos_id=controls["<|bos|>"],
-        eos_ids=(controls["<|end|>"],),
-        pad_id=controls["<|pad|>"],
-    )
+def start(base: Checkpoint, arm: Arm) -> Decoder:
+    """The base's weights; the table, which changes no logit at first, is the only difference between arms."""
+    config = dataclasses.replace(base.config, num_privileges=0 if arm == "none" else len(Privilege))
+    table = np.zeros((config.num_privileges, config.hidden_size), np.float32)
+    return Decoder.from_tensors(config, {**base.tensors, PRIVILEGES: table})
 
 
 def shuffled(ids: np.ndarray[Any, np.dtype[np.uint8]], seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -124,21 +97,23 @@ class Shuffled:
         return found
 
 
-def trained(arm: Arm, seed: int, size: Size, renderer: HouseRenderer, tokenizer: Tokenizer, folder: Path) -> Decoder:
+def trained(arm: Arm, seed: int, size: Size, renderer: HouseRenderer, base: Checkpoint, folder: Path) -> Decoder:
     """The model of one arm and seed; goes on where it was killed."""
-    model = Decoder(shape(size, tokenizer, arm))
-    model.init_weights(seed)
+    model = start(base, arm)
     conversations = Conversations(example_at=mixed(MIXTURE, seed), renderer=renderer, max_len=size.row_len)
     stream = PackedStream(
         sources=[(conversations, 1.0)],
         row_len=size.row_len,
         rows=size.rows,
-        pad_id=tokenizer.control_ids["<|pad|>"],
+        pad_id=base.config.pad_id or 0,
         seed=seed,
         privileges=True,
     )
     schedule = ScheduleConfig(total_steps=size.steps, decay_share=0.5)
-    config = TrainConfig(schedule=schedule, accumulate=2, workers=2, seed=seed, checkpoint_s=120.0, log_every=50)
+    optimizer = OptimizerConfig(muon_lr=0.004, adam_lr=6e-4)  # a fifth of the peaks that made the base
+    config = TrainConfig(
+        schedule=schedule, optimizer=optimizer, accumulate=2, workers=2, seed=seed, checkpoint_s=120.0, log_every=50
+    )
     stage = Stage(name=arm, stream=Shuffled(stream=stream, seed=seed) if arm == "shuffled" else stream)
     Run(model=model, stages=[stage], config=config, folder=folder).train()
     return model
@@ -216,14 +191,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     size = SMOKE if arguments.smoke else Size(steps=arguments.steps)
-    tokenizer = Tokenizer.load(resolve_model("spark"))
-    renderer = HouseRenderer(tokenizer)
+    base = open_checkpoint(resolve_model("spark"))
+    renderer = HouseRenderer(Tokenizer.load(base.folder))
     cases = [case for suite in SUITES for case in held_out_cases(suite, size.cases)]
-    answers: dict[str, dict[str, list[bool]]] = {}
     began = time.monotonic()
+    answers = {"untrained": measured(start(base, "none").eval(), renderer, cases, size.max_new, shuffle=False)}
     for seed in arguments.seeds[:1] if arguments.smoke else arguments.seeds:
         for arm in ARMS:
-            model = trained(arm, seed, size, renderer, tokenizer, arguments.out / f"{arm}-{seed}").eval()
+            model = trained(arm, seed, size, renderer, base, arguments.out / f"{arm}-{seed}").eval()
             for name, shuffle in ((arm, arm == "shuffled"), *([("true_shuffled_at_test", True)] * (arm == "true"))):
                 kept = arguments.out / f"{arm}-{seed}" / f"{name}.json"
                 if not kept.is_file():
@@ -234,7 +209,7 @@ def main() -> None:
         "bench": "privilege_ablation",
         "steps": size.steps,
         "seeds": arguments.seeds,
-        "parameters": Decoder(shape(size, tokenizer, "true")).config.num_parameters,
+        "base": base.fingerprint,
         "seconds": round(time.monotonic() - began),
         "arms": summary(answers),
     }
