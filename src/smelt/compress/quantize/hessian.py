@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smelt.core.errors import TrainingError
 
-_MOST_RAISES = 5  # of the damping, tenfold each: from 1 % to 1,000 times the mean of the diagonal
+_RAISED = (0.01, 0.1, 1.0, 10.0, 100.0)  # times the mean of the diagonal, where the damping asked for is not enough
 
 
 @dataclass(slots=True)
@@ -65,8 +65,8 @@ def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
 
     Row i of U, divided by U[i, i], is how an error in column i spreads over the columns behind it when those before
     are fixed. Dead inputs, which have a say in nothing, get that mean. Where H is still no positive definite matrix in
-    its precision, the damping is raised tenfold, at most five times. Raises TrainingError where that does not help
-    (an H with numbers that are not finite).
+    its precision, more is added, up to a hundred times the mean. Raises TrainingError where that does not help (an H
+    with numbers that are not finite).
     """
     damped_II = H_II.clone()
     diagonal_I = damped_II.diagonal()
@@ -74,10 +74,9 @@ def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
     mean = 1.0 if bool(dead_I.all()) else float(diagonal_I[~dead_I].mean())
     diagonal_I[dead_I] = mean
     added = 0.0
-    for raised in range(_MOST_RAISES + 1):
-        wanted = damping * 10.0**raised * mean
-        diagonal_I += wanted - added
-        added = wanted
+    for share in (damping, *(raised for raised in _RAISED if raised > damping)):
+        diagonal_I += share * mean - added
+        added = share * mean
         lower_II, failed = torch.linalg.cholesky_ex(damped_II)
         if int(failed) == 0:
             upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
@@ -85,5 +84,5 @@ def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
                 return upper_II
     raise TrainingError(
         f"Hessian of {H_II.shape[0]} inputs: sought a positive definite matrix, found none even with "
-        f"{damping * 10.0**_MOST_RAISES:g} times its mean diagonal added: are the calibration inputs finite numbers?"
+        f"{_RAISED[-1]:g} times its mean diagonal added: are the calibration inputs finite numbers?"
     )
