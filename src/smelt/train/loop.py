@@ -94,7 +94,8 @@ class Run:
     """A run in a folder: `state-*` checkpoints and `metrics.jsonl`.
 
     Only trainable parameters are trained; all are checkpointed. Setting `stopping` ends the run after the step under
-    way, with a checkpoint.
+    way, with a checkpoint. before_step: told how many steps lie behind, before the next one, on every process: what a
+    model does otherwise from some step on (fake quantization, a mask) then resumes with the run.
     """
 
     model: Decoder
@@ -103,6 +104,7 @@ class Run:
     folder: Path
     on_report: Callable[[Report], None] = print_report
     stopping: threading.Event = field(default_factory=threading.Event)
+    before_step: Callable[[int], None] = lambda _: None
 
     def __post_init__(self) -> None:
         self.device = hardware.pick_device(self.config.device)
@@ -241,6 +243,7 @@ class Run:
 
     def _step(self, spread: Map, batches: Iterator[tuple[Place, Batch]], window: Window) -> tuple[float, float]:
         """One update; adds to the window what it summed. Returns the gradient's norm and the rate's factor."""
+        self.before_step(self.position.step)
         parts = [next(batches) for _ in range(self.config.accumulate)]
         objective = self.stages[self.position.stage].objective
         mine = range(self.world.rank, len(parts), self.world.size)
