@@ -47,7 +47,10 @@ class Clip:
             raise InvalidRequestError(f"{self}: sought a norm, steps and deviations above 0 and a `smallest` up to 1")
 
 
-def scales(weight_OI: Tensor, format: WeightFormat, clip: Clip = Clip()) -> tuple[Tensor, Tensor | None]:
+MINMAX = Clip()
+
+
+def scales(weight_OI: Tensor, format: WeightFormat, clip: Clip = MINMAX) -> tuple[Tensor, Tensor | None]:
     """Scales [O, G] in the weight's (at least float32) type, and zero points int8 [O, G] of an asymmetric format.
 
     Weights must be finite. A group of zeros gets the scale 1.
@@ -120,7 +123,7 @@ def dequantized(codes_OI: Tensor, scales_OG: Tensor, zeros_OG: Tensor | None, fo
 
 
 @torch.no_grad()
-def quantized(weight_OI: Tensor, format: WeightFormat, clip: Clip = Clip()) -> QuantizedWeight:
+def quantized(weight_OI: Tensor, format: WeightFormat, clip: Clip = MINMAX) -> QuantizedWeight:
     """The matrix as a folder holds it, rounded to nearest. Raises InvalidRequestError as `check_weight` does."""
     check_weight(weight_OI, format)
     rows = max(1, _BLOCK_NUMBERS // weight_OI.shape[1])

@@ -1,0 +1,52 @@
+"""Round to nearest: which tensors of a model a scheme stores in few bits, and their codes without calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from smelt.checkpoint.quantized import QuantizedWeight
+from smelt.compress.quantize.grid import MINMAX, Clip, quantized
+from smelt.core.decoder import DecoderConfig
+from smelt.core.quantization import Scheme, WeightFormat
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def formats(config: DecoderConfig, scheme: Scheme) -> dict[str, WeightFormat]:
+    """The format of every tensor that the scheme quantizes, by its name in a folder.
+
+    These are the matrices inside the layers (shared ones under the name they are stored by), and with `scheme.head`
+    the embedding and the head; norms, biases, privileges and the residues of shared matrices are few and stay.
+    """
+    found = {}
+    for name in config.tensor_shapes():
+        if name.startswith("model.layers.") and name.endswith("_proj.weight"):
+            found[name] = scheme.weights
+        elif scheme.head is not None and name in (EMBEDDING, HEAD):
+            found[name] = scheme.head
+    return found
+
+
+def rounded(
+    config: DecoderConfig, tensors: Mapping[str, NDArray[Any]], scheme: Scheme, clip: Clip = MINMAX
+) -> dict[str, QuantizedWeight]:
+    """Every tensor the scheme quantizes, one in memory at a time.
+
+    Raises InvalidRequestError, naming the tensor's fault, for one the format cannot hold.
+    """
+    return {
+        name: quantized(torch.from_numpy(np.array(tensors[name], dtype=np.float32)), format, clip)
+        for name, format in formats(config, scheme).items()
+    }
+
+
+def with_rounded(
+    tensors: Mapping[str, NDArray[Any]], quantized: Mapping[str, QuantizedWeight]
+) -> dict[str, NDArray[np.float32]]:
+    """All tensors in float32, the quantized ones as what their codes stand for: a model to measure."""
+    return {name: quantized[name].dequantized() if name in quantized else tensors[name] for name in tensors}
