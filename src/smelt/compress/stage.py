@@ -58,8 +58,26 @@ class Work:
     stopping: threading.Event = field(default_factory=threading.Event)
 
 
+def how(default: Any) -> Any:
+    """A field that changes no digit of the outcome (threads, a device, how often to save): in no stage's identity."""
+    return field(default=default, metadata={"how": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a stage takes at its peak: memory, and room on the disk for its scratch and its result. flops: 0 unknown."""
+
+    memory_bytes: int
+    disk_bytes: int
+    flops: float = 0.0
+
+
 class Stage(Protocol):
-    """A frozen dataclass: with the input's hash and the material's digest its fields decide the outcome."""
+    """A frozen dataclass: with the input's hash and the material's digest its fields decide the outcome.
+
+    Fields made by `how` say how it is computed and decide nothing. A stage may have a method
+    `needs(config: DecoderConfig) -> Needs`; without one the chain takes a few copies of the weights for granted.
+    """
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from smelt.core.sampling import SamplingParams
 from smelt.engine.requests import EngineRequest, TokenDrawn
@@ -25,8 +25,28 @@ BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lengths:
+    """What a round asks for, in tokens: a prompt to read, an answer to write behind a short prompt, one or `batch`."""
+
+    prefill: int = PREFILL_LEN
+    decode: int = DECODE_LEN
+    decode_prompt: int = DECODE_PROMPT_LEN
+    batch: int = BATCH
+
+    @classmethod
+    def within(cls, context_len: int) -> Self:
+        """The usual ones, or what fits into a shorter window."""
+        whole = cls()
+        prefill, decode = min(whole.prefill, context_len - 1), min(whole.decode, context_len // 2)
+        return cls(prefill=prefill, decode=decode, decode_prompt=min(whole.decode_prompt, context_len - decode))
+
+
+USUAL = Lengths()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One round. Rates in tokens per second, `ttft_s` the seconds from a PREFILL_LEN prompt to its first token."""
+    """One round. Rates in tokens per second, `ttft_s` the seconds from a prompt of `prefill` to its first token."""
 
     prefill_tok_s: float
     decode_tok_s: float
@@ -44,15 +64,20 @@ def median_sample(samples: list[Sample]) -> Sample:
     )
 
 
-def measure(engine: Engine, vocab_size: int, *, rounds: int = 5, seed: int = 0) -> Iterator[Sample]:
+def measure(
+    engine: Engine, vocab_size: int, *, rounds: int = 5, seed: int = 0, lengths: Lengths = USUAL
+) -> Iterator[Sample]:
     """Yield one Sample a round, after one round to warm up. Drives the engine itself: nobody else may step it."""
     random = Random(seed)
     for index in range(rounds + 1):
-        ttft_s = _first_token_s(engine, _request(random, vocab_size, "prefill", PREFILL_LEN, 1))
-        one = [_request(random, vocab_size, "one", DECODE_PROMPT_LEN, DECODE_LEN)]
-        many = [_request(random, vocab_size, f"many-{i}", DECODE_PROMPT_LEN, DECODE_LEN) for i in range(BATCH)]
+        ttft_s = _first_token_s(engine, _request(random, vocab_size, "prefill", lengths.prefill, 1))
+        one = [_request(random, vocab_size, "one", lengths.decode_prompt, lengths.decode)]
+        many = [
+            _request(random, vocab_size, f"many-{i}", lengths.decode_prompt, lengths.decode)
+            for i in range(lengths.batch)
+        ]
         sample = Sample(
-            prefill_tok_s=PREFILL_LEN / ttft_s,
+            prefill_tok_s=lengths.prefill / ttft_s,
             decode_tok_s=_decode_rate(engine, one),
             batch_tok_s=_decode_rate(engine, many),
             ttft_s=ttft_s,

@@ -34,7 +34,7 @@ def write_curves(folder: Path) -> list[Path]:
 def svg(rows: Sequence[dict[str, Any]]) -> str:
     """Loss against tokens, with the names of the stages where they begin."""
     points = [(float(row["num_tokens"]), float(row["loss"])) for row in rows if math.isfinite(row["loss"])]
-    xs, ys = _ticks(0.0, max(x for x, _ in points)), _ticks(min(y for _, y in points), max(y for _, y in points))
+    xs, ys = ticks(0.0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
 
     def x(value: float) -> float:
         return round(_LEFT + (_WIDTH - _LEFT - 16) * value / xs[-1], 1)
@@ -51,7 +51,7 @@ def svg(rows: Sequence[dict[str, Any]]) -> str:
         parts.append(f'<path d="M{_LEFT} {y(tick)}H{_WIDTH - 16}" stroke="{_FAINT}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{tick:.4g}</text>')
     parts += [
-        f'<text x="{x(tick)}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_short(tick)}</text>' for tick in xs
+        f'<text x="{x(tick)}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{short(tick)}</text>' for tick in xs
     ]
     parts += _stage_marks(rows, x)
     path = " ".join(f"{x(a)},{y(b)}" for a, b in points)
@@ -72,7 +72,7 @@ def _stage_marks(rows: Sequence[dict[str, Any]], x: Any) -> list[str]:
     return found
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers that enclose [low, high]."""
     span = max(high - low, abs(high) * 1e-6, 1e-9)
     raw = span / count
@@ -82,7 +82,8 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
+    """12.5k, 3M, 1.2B: four digits at most."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.4g}{unit}"
