@@ -7,7 +7,6 @@ multiplied. Rounding is not blind to that, which is what SmoothQuant and AWQ liv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,34 +17,35 @@ from smelt.model.decoder import Norm
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """maker: module of a layer whose outputs, channel by channel, are the inputs of `users` or a factor of them.
-
-    block: the part of the layer around the users, at whose output their rounding errors meet.
-    """
+    """maker: module of a layer whose outputs, channel by channel, are the inputs of `users` or a factor of them."""
 
     maker: str
     users: tuple[str, ...]
-    block: Literal["self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj"]
 
     @property
     def behind_norm(self) -> bool:
-        """Whether the maker is a norm, which carries any scale: of a matrix, a rounded row scale does."""
+        """Whether the maker is a norm, else it is a matrix that is rounded itself."""
         return self.maker.endswith("layernorm")
 
 
-def folds(config: DecoderConfig) -> tuple[Fold, ...]:
-    """The places of one layer, in the order in which data passes them.
+def folds(config: DecoderConfig, layer: int) -> tuple[Fold, ...]:
+    """The places of a layer, in the order in which data passes them.
 
     Values meet the output matrix channel by channel only where every head has its own: under grouped queries several
-    inputs of the one share an output of the other, and the pair is left out.
+    inputs of the one share an output of the other, and the pair is left out. A layer that shares its matrices or has
+    residues beside them has none: its norms are not the only ones in front of them, its matrices not the only readers.
     """
+    shape = config.layers[layer]
+    shared = shape.weights is not None or any(other.weights == layer for other in config.layers)
+    if shared or shape.residue_rank:
+        return ()
     before_mlp = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
     queries, keys, values = (f"self_attn.{name}_proj" for name in "qkv")
-    found = [Fold("input_layernorm", (queries, keys, values), "self_attn")]
+    found = [Fold("input_layernorm", (queries, keys, values))]
     if config.num_kv_heads == config.num_heads:
-        found.append(Fold(values, ("self_attn.o_proj",), "self_attn.o_proj"))
-    found.append(Fold(before_mlp, ("mlp.gate_proj", "mlp.up_proj"), "mlp"))
-    found.append(Fold("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj"))
+        found.append(Fold(values, ("self_attn.o_proj",)))
+    found.append(Fold(before_mlp, ("mlp.gate_proj", "mlp.up_proj")))
+    found.append(Fold("mlp.up_proj", ("mlp.down_proj",)))
     return tuple(found)
 
 

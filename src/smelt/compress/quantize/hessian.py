@@ -79,6 +79,7 @@ def inverse_factor(H_II: Tensor, *, damping: float = 0.01) -> Tensor:
         added = share * mean
         lower_II, failed = torch.linalg.cholesky_ex(damped_II)
         if int(failed) == 0:
+            upper_II: Tensor
             upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
             if int(failed) == 0 and bool(torch.isfinite(upper_II).all()):
                 return upper_II
