@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smelt.core.decoder import MATRICES
 from smelt.core.errors import EngineError
 from smelt.native.extension import core
 
@@ -29,7 +30,7 @@ def build_model(
     try:
         model = core().Model(
             _shape(config),
-            [(layer.window or 0, layer.rope) for layer in config.layers],
+            [(layer.window or 0, layer.rope, config.home(i)) for i, layer in enumerate(config.layers)],
             [(rope.inv_freq(config.head_dim), rope.cos_sin_factor()) for rope in config.ropes],
             quantized,
             isa or "",
@@ -61,17 +62,19 @@ def _slots(config: DecoderConfig) -> Iterator[tuple[int, str, str]]:
         yield -1, "privileges", "model.embed_privileges.weight"
     if not config.tie_embeddings:
         yield -1, "head", "lm_head.weight"
-    attention, mlp = ("q", "k", "v"), ("gate", "up", "down")
     for i in range(config.num_layers):
         p = f"model.layers.{i}."
-        for slot in (*attention, "o"):
-            yield i, slot, f"{p}self_attn.{slot}_proj.weight"
-            if config.o_bias if slot == "o" else config.qkv_bias:
-                yield i, f"{slot}_bias", f"{p}self_attn.{slot}_proj.bias"
-        for slot in mlp:
-            yield i, slot, f"{p}mlp.{slot}_proj.weight"
-            if config.mlp_bias:
-                yield i, f"{slot}_bias", f"{p}mlp.{slot}_proj.bias"
+        for stem in MATRICES:
+            slot = stem.partition(".")[2]
+            if config.layers[i].weights is None:
+                yield i, slot, f"{p}{stem}_proj.weight"
+            if config.has_bias(stem):
+                yield i, f"{slot}_bias", f"{p}{stem}_proj.bias"
+            if config.layers[i].residue_rank:
+                yield i, f"{slot}_reduce", f"{p}{stem}_residue.reduce"
+                yield i, f"{slot}_expand", f"{p}{stem}_residue.expand"
+        if config.layers[i].entry_bias:
+            yield i, "entry", f"{p}entry.bias"
         yield i, "attn_norm", f"{p}input_layernorm.weight"
         if config.post_norms:
             yield i, "attn_post_norm", f"{p}post_attention_layernorm.weight"

@@ -57,7 +57,13 @@ Linear::Linear(int rows, int k, bool quantized)
     block_bytes_ = size_t(k) * kLanes * sizeof(float);
   }
   // Rows and columns that pad the matrix have weight 0: scale 0, or the float 0 that fresh memory holds.
-  weights_ = Buffer(block_bytes_ * size_t(num_blocks_), true);
+  weights_ = std::make_shared<Buffer>(block_bytes_ * size_t(num_blocks_), true);
+}
+
+Linear Linear::sharing() const {
+  Linear other = *this;
+  other.bias_.clear();
+  return other;
 }
 
 bool Linear::put_row(int row, const float* values) {
@@ -115,12 +121,12 @@ void Linear::multiply(const Kernels& kernels, const Activations& x, int token, i
   if (first_block >= last_block || num_tokens <= 0) return;
   const float* bias = bias_.empty() ? nullptr : bias_.data();
   if (!quantized_) {
-    kernels.gemm_f32({weights_.as<float>(), bias, x.row(token), out, size_t(x.stride_), size_t(out_stride), num_tokens, k_,
+    kernels.gemm_f32({weights_->as<float>(), bias, x.row(token), out, size_t(x.stride_), size_t(out_stride), num_tokens, k_,
                       first_block, last_block});
     return;
   }
   const size_t group = size_t(token) * size_t(num_groups_);
-  kernels.gemm_q8({weights_.as<uint8_t>(), bias, x.bytes_.as<int8_t>() + group * kGroup, x.scales_.as<float>() + group,
+  kernels.gemm_q8({weights_->as<uint8_t>(), bias, x.bytes_.as<int8_t>() + group * kGroup, x.scales_.as<float>() + group,
                    x.sums_.as<int32_t>() + group, out, block_bytes_, scale_bytes_, size_t(out_stride), num_tokens,
                    num_groups_, first_block, last_block});
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "buffer.h"
@@ -36,7 +37,10 @@ class Linear {
   int rows() const { return rows_; }
   int num_blocks() const { return num_blocks_; }
   int out_stride() const { return num_blocks_ * kLanes; }
-  size_t num_bytes() const { return weights_.size(); }
+  size_t num_bytes() const { return weights_ ? weights_->size() : 0; }
+
+  // The same weights, not copied, with biases of its own (none yet).
+  Linear sharing() const;
 
   // Row `row` from k floats. False where a value is not finite.
   bool put_row(int row, const float* values);
@@ -49,12 +53,12 @@ class Linear {
                 float* out, int out_stride) const;
 
  private:
-  uint8_t* block(int index) const { return weights_.as<uint8_t>() + size_t(index) * block_bytes_; }
+  uint8_t* block(int index) const { return weights_->as<uint8_t>() + size_t(index) * block_bytes_; }
 
   int rows_ = 0, k_ = 0, num_blocks_ = 0, num_groups_ = 0;
   bool quantized_ = false;
   size_t block_bytes_ = 0, scale_bytes_ = 0;
-  Buffer weights_;
+  std::shared_ptr<Buffer> weights_;
   std::vector<float> bias_;
 };
 

@@ -37,7 +37,18 @@ void Cache::put(float* block, int row, const float* key, const float* value) con
 Model::Model(const Shape& shape, std::vector<Layer> layers, std::vector<Rope> ropes, bool quantized, const Kernels& kernels)
     : shape_(shape), layers_(std::move(layers)), ropes_(std::move(ropes)), quantized_(quantized), kernels_(kernels) {
   const int hidden = shape.hidden_size, inner = round_up(shape.intermediate_size, kStripe);
-  for (Layer& layer : layers_) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    Layer& layer = layers_[i];
+    if (layer.home < 0 || layer.home > int(i) || layers_[size_t(layer.home)].home != layer.home)
+      throw std::invalid_argument("layer " + std::to_string(i) + " uses the weights of layer " + std::to_string(layer.home));
+    if (layer.home != int(i)) {
+      const Layer& home = layers_[size_t(layer.home)];
+      layer.qkv = home.qkv.sharing();
+      layer.o = home.o.sharing();
+      layer.gate_up = home.gate_up.sharing();
+      layer.down = home.down.sharing();
+      continue;
+    }
     layer.qkv = Linear(shape.q_size() + 2 * shape.kv_size(), hidden, quantized);
     layer.o = Linear(hidden, shape.q_size(), quantized);
     layer.gate_up = Linear(2 * inner, hidden, quantized);
@@ -117,7 +128,7 @@ void Model::put_vector(int layer, const std::string& slot, const float* values, 
 
 void Model::finish() const {
   const size_t per_layer = size_t(shape_.q_size() + 2 * shape_.kv_size() + 2 * shape_.hidden_size + 2 * shape_.intermediate_size);
-  const size_t expected = per_layer * layers_.size() + size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
+  const size_t expected = per_layer * num_homes() + size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
   if (num_rows_put_ != expected)
     throw std::invalid_argument("the matrices hold " + std::to_string(num_rows_put_) + " rows; sought " + std::to_string(expected));
   if (privileges_.empty() != (shape_.num_privileges == 0)) throw std::invalid_argument("the table of privileges is missing");
@@ -130,9 +141,18 @@ void Model::finish() const {
 
 size_t Model::weight_bytes() const {
   size_t total = embedding_.num_bytes() + head_.num_bytes();
-  for (const Layer& layer : layers_)
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    if (layer.home != int(i)) continue;
     total += layer.qkv.num_bytes() + layer.o.num_bytes() + layer.gate_up.num_bytes() + layer.down.num_bytes();
+  }
   return total;
+}
+
+size_t Model::num_homes() const {
+  size_t found = 0;
+  for (size_t i = 0; i < layers_.size(); ++i) found += layers_[i].home == int(i);
+  return found;
 }
 
 double Model::macs_per_token() const {

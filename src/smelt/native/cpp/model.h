@@ -32,6 +32,7 @@ struct Rope {
 struct Layer {
   int window = 0;  // 0: everything before is seen
   int rope = 0;
+  int home = 0;  // the layer whose matrices this one uses: itself or an earlier one
   Linear qkv, o, gate_up, down;
   // Norm weights, offset included, padded with zeros; empty where the family has none.
   std::vector<float> attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm;
@@ -84,6 +85,9 @@ class Model {
   double macs_per_token() const;
 
  private:
+  // Layers with matrices of their own.
+  size_t num_homes() const;
+
   Shape shape_;
   std::vector<Layer> layers_;
   std::vector<Rope> ropes_;
