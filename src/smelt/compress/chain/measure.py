@@ -69,7 +69,8 @@ def measure(
         **quality(Decoder.from_tensors(checkpoint.config, checkpoint.tensors), teacher, material),
     }
     speed = measure_speed(artifact.folder, settings.speed)
-    found |= {key: speed[key] for key in ("prefill_tok_s", "decode_tok_s", "peak_memory_bytes")} | {"speed": speed}
+    found |= {key: speed.pop(key) for key in ("prefill_tok_s", "decode_tok_s", "peak_memory_bytes")}
+    found["run_as"] = speed
     if settings.suites and tasks is not None:
         found["tasks"] = dict(tasks(artifact.folder, settings.suites))
     return found

@@ -71,7 +71,7 @@ def _stage_row(step: Step) -> dict[str, Any]:
     }
 
 
-def _row(name: str, measured: Mapping[str, Any], *, hash: str) -> dict[str, Any]:  # noqa: A002 - the field's name
+def _row(name: str, measured: Mapping[str, Any], *, hash: str) -> dict[str, Any]:
     return {"name": name, "hash": hash, "measured": dict(measured)}
 
 

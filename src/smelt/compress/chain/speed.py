@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -117,11 +116,20 @@ def main() -> None:
     told = {
         "prefill": [sample.prefill_tok_s for sample in samples],
         "decode": [sample.decode_tok_s for sample in samples],
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": _peak_bytes(),
         "weights": form,
         "threads": runner.num_threads,
     }
     sys.stdout.write(json.dumps(told) + "\n")
+
+
+def _peak_bytes() -> int | None:
+    """Largest resident memory of this process. Not getrusage's: that one remembers the parent's across exec."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 if __name__ == "__main__":
