@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.compress.quantize.grid import MINMAX, Clip, quantized
 from smelt.core.decoder import DecoderConfig
+from smelt.core.errors import InvalidRequestError
 from smelt.core.quantization import Scheme, WeightFormat
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -30,6 +31,21 @@ def formats(config: DecoderConfig, scheme: Scheme) -> dict[str, WeightFormat]:
         elif scheme.head is not None and name in (EMBEDDING, HEAD):
             found[name] = scheme.head
     return found
+
+
+def check_scheme(config: DecoderConfig, scheme: Scheme) -> None:
+    """Raises InvalidRequestError, naming the tensor, for a scheme that a folder of this model cannot hold."""
+    for name, format in formats(config, scheme).items():
+        width = config.tensor_shapes()[name][1]
+        if not 2 <= format.bits <= 8:
+            raise InvalidRequestError(f"{name}: {format.bits} bits a weight; sought 2 to 8")
+        if format.group_size is not None and (format.group_size < 1 or width % format.group_size):
+            raise InvalidRequestError(
+                f"{name}: groups of {format.group_size} do not divide its {width} inputs; sought a size that does, or "
+                "None for one scale a row"
+            )
+    if scheme.activations is not None and not 2 <= scheme.activations.bits <= 8:
+        raise InvalidRequestError(f"{scheme.activations.bits} bits an activation; sought 2 to 8")
 
 
 def rounded(
