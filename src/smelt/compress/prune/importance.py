@@ -146,20 +146,41 @@ class Lost:
     heads: float
 
 
-def lost(found: Importance, kept: Kept) -> Lost:
-    """What goes at `kept`; neurons and heads as the mean over the layers that stay."""
-    rows = list(enumerate(kept.layers))
-    return Lost(
-        layers=_missing(found.layers, kept.layers),
-        hidden=_missing(np.square(found.hidden), kept.hidden),
-        neurons=float(np.mean([_missing(np.square(found.neurons[i]), kept.neurons[row]) for row, i in rows])),
-        heads=float(np.mean([_missing(np.square(found.heads[i]), kept.heads[row]) for row, i in rows])),
-    )
+class Losses:
+    """What goes at any shape; sorted once, so that thousands of shapes can be asked for."""
+
+    def __init__(self, found: Importance, config: DecoderConfig) -> None:
+        self._found, self._layers = found, config.layers
+        self._hidden = _kept_shares(np.square(found.hidden)[None])[0]
+        self._neurons = _kept_shares(np.square(found.neurons))
+        self._heads = np.square(found.heads).reshape(config.num_layers, config.num_kv_heads, -1)
+
+    def at(self, shape: Shape) -> Lost:
+        """Neurons and heads: the mean over the layers that stay."""
+        layers = list(kept_layers(self._found.layers, self._layers, shape.num_layers))
+        worth = self._found.layers
+        total = float(worth.sum())
+        return Lost(
+            layers=0.0 if total <= 0.0 else max(0.0, 1.0 - float(worth[layers].sum()) / total),
+            hidden=1.0 - float(self._hidden[shape.hidden_size - 1]),
+            neurons=1.0 - float(self._neurons[layers, shape.intermediate_size - 1].mean()),
+            heads=self._heads_lost(layers, shape),
+        )
+
+    def _heads_lost(self, layers: list[int], shape: Shape) -> float:
+        energy = self._heads[layers]  # [kept layers, groups, heads in a group]
+        per_group = -np.sort(-energy, axis=-1)[..., : shape.heads_per_group].sum(-1)
+        best_groups = np.argsort(-energy.sum(-1), axis=-1, kind="stable")[:, : shape.num_kv_heads]
+        kept = np.take_along_axis(per_group, best_groups, axis=-1).sum(-1)
+        total = energy.sum((-1, -2))
+        return max(0.0, 1.0 - float(np.mean(np.divide(kept, total, out=np.ones_like(kept), where=total > 0))))
 
 
-def _missing(worth: Sums, kept: tuple[int, ...]) -> float:
-    total = float(worth.sum())
-    return 0.0 if total <= 0.0 else max(0.0, 1.0 - float(worth[list(kept)].sum()) / total)
+def _kept_shares(worth: Sums) -> Sums:
+    """[R, n]: column k - 1 is the share of a row's sum that its k largest have."""
+    summed = np.cumsum(-np.sort(-worth, axis=-1), axis=-1)
+    total = summed[:, -1:]
+    return np.divide(summed, total, out=np.ones_like(summed), where=total > 0)
 
 
 def shaped(config: DecoderConfig, shape: Shape, layers: tuple[int, ...]) -> DecoderConfig:

@@ -42,7 +42,7 @@ class _Passed(nn.Module):
 class _MaskedLinear(nn.Module):
     """A matrix some of whose inputs are zero."""
 
-    def __init__(self, linear: nn.Linear, kept: Tensor) -> None:
+    def __init__(self, linear: nn.Module, kept: Tensor) -> None:
         super().__init__()
         self.linear, self.kept = linear, kept
 
@@ -59,20 +59,24 @@ def masked(decoder: Decoder, kept: Kept, gains: Mapping[str, float] | None = Non
     hidden = _mask(kept.hidden, config.hidden_size, like)
     for name, module in list(found.named_modules()):
         if isinstance(module, Norm) and is_stream_norm(f"{name}.weight"):
-            gain = (gains or {}).get(f"{name}.weight", 1.0)
-            parent, _, last = name.rpartition(".")
-            setattr(found.get_submodule(parent), last, _MaskedNorm(module, hidden, gain))
+            _put(found, name, _MaskedNorm(module, hidden, (gains or {}).get(f"{name}.weight", 1.0)))
     for i in range(config.num_layers):
+        path = f"model.layers.{i}"
         if i not in kept.layers:
-            found.model.layers[i] = _Passed()
+            _put(found, path, _Passed())
             continue
-        row, layer = kept.layers.index(i), found.model.layers[i]
+        row = kept.layers.index(i)
         neurons = _mask(kept.neurons[row], config.intermediate_size, like)
         channels = head_channels(kept.heads[row], config.head_dim)
         heads = _mask(channels, config.num_heads * config.head_dim, like)
-        layer.mlp.down_proj = _MaskedLinear(layer.mlp.down_proj, neurons)
-        layer.self_attn.o_proj = _MaskedLinear(layer.self_attn.o_proj, heads)
+        for name, mask in ((f"{path}.mlp.down_proj", neurons), (f"{path}.self_attn.o_proj", heads)):
+            _put(found, name, _MaskedLinear(found.get_submodule(name), mask))
     return found
+
+
+def _put(decoder: Decoder, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(decoder.get_submodule(parent), last, module)
 
 
 def _mask(kept: tuple[int, ...] | list[int], width: int, like: Tensor) -> Tensor:

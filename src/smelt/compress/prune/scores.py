@@ -2,13 +2,13 @@
 
 Per Minitron (arXiv:2407.14679): a channel's activity is the mean of its absolute value over a document, and its score
 the L2 norm of that over documents. Watched are the inputs of down_proj (neurons) and o_proj (heads) and the outputs of
-every norm (hidden channels). A layer's score is 1 - cos of what enters and leaves it, mean over tokens (ShortGPT, Men et
-al. 2024, arXiv:2403.03853). Documents of a packed row count apart, padding not at all.
+every norm (hidden channels). A layer's score is 1 - cos of what enters and leaves it, mean over tokens (ShortGPT, Men
+et al. 2024, arXiv:2403.03853). Documents of a packed row count apart, padding not at all.
 
 All sums are float64 and added batch by batch in order: a pass that was cut off and goes on ends at the same bits, and
 the sums of several processes add up.
 
-Shapes: B rows, T tokens, S documents, C channels, L layers, M norms, H hidden, F neurons, Q query channels (heads by D).
+Shapes: B rows, T tokens, S documents, N = B T, C channels, L layers, M norms, H hidden, F neurons, Q query channels.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Scores:
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         partial = path.with_name(f".{path.name}.partial.npz")
-        np.savez(partial, **{f.name: getattr(self, f.name) for f in fields(self)})  # type: ignore[arg-type]
+        np.savez(partial, **{f.name: getattr(self, f.name) for f in fields(self)})
         os.replace(partial, path)
 
     @classmethod
@@ -84,7 +84,7 @@ class Scores:
                 found: dict[str, Any] = {name: file[name] for name in names}
         except (OSError, ValueError, KeyError, EOFError) as error:
             raise CheckpointError(f"{path.name} holds no scores of a model: {error!r:.80}") from error
-        return cls(**{name: int(v) if name.startswith("num_") else v for name, v in found.items()})
+        return cls(**(found | {name: int(found[name]) for name in names if name.startswith("num_")}))
 
 
 def norm_names(config: DecoderConfig) -> list[str]:
@@ -99,9 +99,9 @@ def scores_of(model: Decoder, batch: Batch, device: torch.device) -> Scores:
     watch = _Watch(weights_SN)
     with ExitStack() as hooks:
         for i, layer in enumerate(model.model.layers):
-            down, out = layer.mlp.down_proj, layer.self_attn.o_proj
-            hooks.callback(down.register_forward_pre_hook(watch.entering("neurons", i)).remove)
-            hooks.callback(out.register_forward_pre_hook(watch.entering("heads", i)).remove)
+            for kind, slot in (("neurons", "mlp.down_proj"), ("heads", "self_attn.o_proj")):
+                reader = layer.get_submodule(slot)
+                hooks.callback(reader.register_forward_pre_hook(watch.entering(kind, i)).remove)
             hooks.callback(layer.register_forward_hook(watch.layer(i)).remove)
         for i, name in enumerate(norm_names(model.config)):
             norm = model.get_submodule(name.removesuffix(".weight"))

@@ -25,9 +25,8 @@ from smelt.core.errors import InvalidRequestError, UnsupportedError
 Array = NDArray[np.float32]
 _IN_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _MATRICES = frozenset("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
-_SLOTS = _MATRICES | frozenset(
-    "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm q_norm k_norm".split()
-)
+_NORMS = "input_layernorm post_attention_layernorm pre_feedforward_layernorm post_feedforward_layernorm q_norm k_norm"
+_SLOTS = _MATRICES | frozenset(_NORMS.split())
 _POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
 
@@ -78,6 +77,17 @@ def hidden_unit(family: str, num_heads: int) -> int:
     return num_heads if family in ("llama", "gemma3_text") else 1
 
 
+def check_loads(family: str, hidden_size: int, num_heads: int) -> None:
+    """Raises InvalidRequestError for widths that transformers would refuse to load."""
+    unit = hidden_unit(family, num_heads)
+    if hidden_size % unit:
+        raise InvalidRequestError(
+            f"hidden_size {hidden_size} with {num_heads} heads: transformers loads {family} only where the heads "
+            f"divide the width; sought a multiple of {unit}",
+            param="hidden_size",
+        )
+
+
 def sliced_config(config: DecoderConfig, kept: Kept) -> DecoderConfig:
     """The smaller decoder's shape; windows and rotary bases go with their layers.
 
@@ -85,12 +95,6 @@ def sliced_config(config: DecoderConfig, kept: Kept) -> DecoderConfig:
     """
     _check(config, kept)
     hidden = len(kept.hidden)
-    unit = hidden_unit(config.family, len(kept.heads[0]))
-    if hidden % unit:
-        raise InvalidRequestError(
-            f"hidden width {hidden} with {unit} heads: transformers loads {config.family} only where the heads divide "
-            f"the width; sought a multiple of {unit}"
-        )
     return replace(
         config,
         hidden_size=hidden,
