@@ -11,13 +11,12 @@ The result is `<out>/ember`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.ember_data import Material, StageConfig, make_stages, make_tokenizer
-from recipes.folder import Exam, Made, Story, evaluate, export, origin
+from recipes.ember_data import LIMITS, Material, StageConfig, make_stages, make_tokenizer
+from recipes.folder import Exam, Made, Story, evaluate, export, keep_origin
 from recipes.house import TINY, Shape
 from recipes.mixtures import DECISION_WEIGHT
 from smelt.tokenizer import Tokenizer
@@ -45,6 +44,7 @@ STORY = Story(
         "it is no safeguard on its own against hostile instructions in texts it reads",
     ),
     trained_len=4096,
+    cutoff=LIMITS.cutoff,
 )
 
 
@@ -158,9 +158,8 @@ def prepare(config: EmberConfig, material: Material, shop: Workshop) -> Tokenize
     """The tokenizer, trained where there is none yet, and a note of what the examples come from."""
     folder = shop.out / "tokenizer"
     if shop.world.writes:
-        shop.out.mkdir(parents=True, exist_ok=True)
-        if not (shop.out / "origin.json").is_file():
-            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data, config.corpus), indent=1))
+        if not config.export_only:
+            keep_origin(shop.out, shop.data, config.corpus)
         if not (folder / "tokenizer.json").is_file():
             shop.say("training the tokenizer")
             made = make_tokenizer(

@@ -38,7 +38,10 @@ _SUITES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """What a card says in words. recipe: the file that makes it; trained_len: the longest text it learned from."""
+    """What a card says in words.
+
+    recipe: the file that makes it. trained_len: the longest text it learned from. cutoff: year and month its texts end.
+    """
 
     name: str
     recipe: str
@@ -46,6 +49,7 @@ class Story:
     can: tuple[str, ...]
     cannot: tuple[str, ...]
     trained_len: int
+    cutoff: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class Made:
 
 
 def export(made: Made, folder: Path, scores: dict[str, Any] | None = None) -> None:
-    """Write the model folder. `origin.json` beside it was written when training began."""
+    """Write the model folder. `origin.json` beside it is what `keep_origin` wrote."""
     told = json.loads((folder.parent / "origin.json").read_text())
     write_folder(made, folder, card(made, scores), lineage(made, told))
 
@@ -90,6 +94,7 @@ def card(made: Made, scores: dict[str, Any] | None) -> dict[str, Any]:
         "languages": ["en", "de", "zh"],
         "context_len": made.model.config.context_len,
         "trained_len": story.trained_len,
+        "cutoff": "{:04}-{:02}".format(*story.cutoff),
         "trained_tokens": made.position.num_tokens,
         "can": list(story.can),
         "cannot": list(story.cannot),
@@ -136,6 +141,23 @@ def origin(data: Path | None, corpus: Path | None = None) -> dict[str, Any]:
     if corpus is not None:
         found["corpus_sha256"] = hashlib.sha256((corpus / "manifest.json").read_bytes()).hexdigest()
     return found
+
+
+def keep_origin(out: Path, data: Path | None, corpus: Path | None = None) -> None:
+    """Note in `out`/origin.json what the examples come from; called again, what changed since, and from which state on.
+
+    A run of many hours may go on with other code than it began with: its lineage says so.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path, now = out / "origin.json", origin(data, corpus)
+    if path.is_file():
+        told = json.loads(path.read_text())
+        known = {key: value for part in (told, *told.get("changed", [])) for key, value in part.items()}
+        if different := {key: value for key, value in now.items() if known.get(key) != value}:
+            state = max((folder.name for folder in (out / "run").glob("state-*")), default="the beginning")
+            told.setdefault("changed", []).append({"from": state, **different})
+        now = told
+    path.write_text(json.dumps(now, indent=1))
 
 
 def lineage(made: Made, origin: dict[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,15 @@ Called again with the same `--out` it goes on where it stopped. The result is `<
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.folder import Exam, Made, Story, evaluate, export, origin
+from recipes.folder import Exam, Made, Story, evaluate, export, keep_origin
 from recipes.mixtures import DECISION_WEIGHT
 from recipes.public import load_sources
 from recipes.spark_config import SMOKE, SparkConfig
-from recipes.spark_data import make_stages, make_tokenizer
+from recipes.spark_data import ABOUT, make_stages, make_tokenizer
 from smelt.chat.house import HouseRenderer
 from smelt.data.text import read_pools
 from smelt.tokenizer import Tokenizer
@@ -50,6 +49,7 @@ STORY = Story(
         "it is no safeguard against hostile instructions in texts it reads",
     ),
     trained_len=3072,
+    cutoff=ABOUT.cutoff,
 )
 
 
@@ -90,9 +90,8 @@ def prepare(config: SparkConfig, sources: dict[str, list[Example]], shop: Worksh
     """The tokenizer, trained where there is none yet, and a note of what the examples come from."""
     folder = shop.out / "tokenizer"
     if shop.world.writes:
-        shop.out.mkdir(parents=True, exist_ok=True)
-        if not (shop.out / "origin.json").is_file():
-            (shop.out / "origin.json").write_text(json.dumps(origin(shop.data), indent=1))
+        if not config.export_only:
+            keep_origin(shop.out, shop.data)
         if not (folder / "tokenizer.json").is_file():
             make_tokenizer(sources, config.vocab_size, config.tokenizer_examples, config.seed).save(folder)
     shop.world.wait()

@@ -141,9 +141,11 @@ def test_a_model_is_asked_about_its_own_limits(tiny_folder: Path, tmp_path: Path
     """The right answers name what the folder says of itself, and not the default."""
     folder = tmp_path / "named"
     shutil.copytree(tiny_folder, folder)
-    (folder / "card.json").write_text(json.dumps({"name": "Tinkerer"}))
+    (folder / "card.json").write_text(json.dumps({"name": "Tinkerer", "cutoff": "2021-03"}))
     context = open_checkpoint(tiny_folder).config.context_len
-    assert limits_of(str(folder)) == Limits(name="Tinkerer", context_len=context, max_output_len=min(16_384, context))
+    assert limits_of(str(folder)) == Limits(
+        name="Tinkerer", context_len=context, max_output_len=min(16_384, context), cutoff=(2021, 3)
+    )
     assert limits_of(str(tiny_folder)).name == Limits().name
     chosen = dataclasses.replace(options, suite="limits", limit=0)
     own, default = asked_of(str(folder), chosen), asked_of("http://127.0.0.1:1/v1", chosen)

@@ -31,19 +31,21 @@ def load_llm(model: str, *, weights: str = "w8", threads: int = 0) -> LLM:
 def limits_of(model: str) -> Limits:
     """What is true of a folder, a Hugging Face id or a shipped name, for questions about the model itself.
 
-    Its card's name (the default where it has none), the longest context and answer it is served with where memory
-    allows. Raises CheckpointError.
+    Its card's name and cutoff (the defaults where it has none), the longest context and answer it is served with where
+    memory allows. Raises CheckpointError.
     """
     from smelt.checkpoint import open_checkpoint, resolve_model
     from smelt.data.tasks.about import Limits
     from smelt.generate.options import DEFAULT_MAX_OUTPUT_LEN
 
     checkpoint = open_checkpoint(resolve_model(model))
-    context_len = checkpoint.config.context_len
+    context_len, card = checkpoint.config.context_len, checkpoint.card or {}
+    year, month = map(int, str(card["cutoff"]).split("-")) if "cutoff" in card else Limits().cutoff
     return Limits(
-        name=str((checkpoint.card or {}).get("name") or Limits().name),
+        name=str(card.get("name") or Limits().name),
         context_len=context_len,
         max_output_len=min(DEFAULT_MAX_OUTPUT_LEN, context_len),
+        cutoff=(year, month),
     )
 
 

@@ -11,7 +11,7 @@ _SEPARATORS = {"en": ",", "de": ".", "zh": ""}
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a model must know of itself. `cutoff` is (year, month) of its newest text."""
+    """What a model must know of itself. `cutoff`: year and month its encyclopedias end."""
 
     name: str = "smelt"
     context_len: int = 131_072
