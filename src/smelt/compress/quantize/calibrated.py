@@ -25,6 +25,7 @@ from smelt.compress.quantize.fold import Fold, folds, scale_inputs
 from smelt.compress.quantize.gptq import gptq
 from smelt.compress.quantize.hessian import Hessian, output_error
 from smelt.compress.quantize.observers import make_observer
+from smelt.compress.quantize.prepare import Statics
 from smelt.compress.quantize.smooth import smoothing_scale
 from smelt.compress.walk import Group
 from smelt.core.decoder import DecoderConfig
@@ -216,6 +217,12 @@ def stored_weights(kept: Mapping[str, NDArray[Any]], form: WeightFormat) -> dict
                 input_zero=0 if seen is None else int(seen[1]),
             )
     return found
+
+
+def plain_statics(kept: Mapping[str, NDArray[Any]]) -> Statics:
+    """Scales and zero points of the inputs as they were before anything was folded, by tensor name."""
+    end = ".plain_input"
+    return {key.removesuffix(end): (float(a[0]), int(a[1])) for key, a in kept.items() if key.endswith(end)}
 
 
 def layer_errors(kept: Mapping[str, NDArray[Any]], method: str) -> dict[str, dict[str, float]]:
