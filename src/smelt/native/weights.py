@@ -30,7 +30,10 @@ def build_model(
     try:
         model = core().Model(
             _shape(config),
-            [(layer.window or 0, layer.rope, config.home(i)) for i, layer in enumerate(config.layers)],
+            [
+                (layer.window or 0, layer.rope, config.home(i), layer.residue_rank)
+                for i, layer in enumerate(config.layers)
+            ],
             [(rope.inv_freq(config.head_dim), rope.cos_sin_factor()) for rope in config.ropes],
             quantized,
             isa or "",

@@ -36,11 +36,11 @@ const Kernels& kernels_named(const std::string& name) {
   return *kernels;
 }
 
-std::shared_ptr<Model> make_model(const Shape& shape, const std::vector<std::tuple<int, int, int>>& layers,
+std::shared_ptr<Model> make_model(const Shape& shape, const std::vector<std::tuple<int, int, int, int>>& layers,
                                   const std::vector<std::tuple<std::vector<float>, float>>& ropes, bool quantized,
                                   const std::string& isa) {
   std::vector<Layer> made(layers.size());
-  for (size_t i = 0; i < layers.size(); ++i) std::tie(made[i].window, made[i].rope, made[i].home) = layers[i];
+  for (size_t i = 0; i < layers.size(); ++i) std::tie(made[i].window, made[i].rope, made[i].home, made[i].residue_rank) = layers[i];
   std::vector<Rope> rotations;
   for (const auto& [inv_freq, factor] : ropes) rotations.push_back({inv_freq, factor});
   return std::make_shared<Model>(shape, std::move(made), std::move(rotations), quantized, kernels_named(isa));

@@ -35,6 +35,8 @@ class Linear {
   Linear(int rows, int k, bool quantized);
 
   int rows() const { return rows_; }
+  int k() const { return k_; }
+  bool quantized() const { return quantized_; }
   int num_blocks() const { return num_blocks_; }
   int out_stride() const { return num_blocks_ * kLanes; }
   size_t num_bytes() const { return weights_ ? weights_->size() : 0; }

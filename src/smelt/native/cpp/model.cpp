@@ -14,8 +14,28 @@ struct Place {
   Linear* linear;
   int rows, cols, first;
   bool is_striped, up;
+  int column = 0;
   int row(int i) const { return is_striped ? striped(i, up) : first + i; }
 };
+
+// Ranks of a layer's residues: of no matrix more than its smaller side.
+struct Ranks {
+  int q, kv, inner;
+  Ranks(const Shape& s, int rank)
+      : q(std::min({rank, s.q_size(), s.hidden_size})),
+        kv(std::min({rank, s.kv_size(), s.hidden_size})),
+        inner(std::min({rank, s.intermediate_size, s.hidden_size})) {}
+};
+
+void add_residues(const Shape& shape, Layer& layer, bool quantized) {
+  if (layer.residue_rank == 0) return;
+  const Ranks ranks(shape, layer.residue_rank);
+  const int hidden = shape.hidden_size;
+  layer.qkv_residue = Residue(layer.qkv.rows(), ranks.q + 2 * ranks.kv, hidden, quantized);
+  layer.o_residue = Residue(hidden, ranks.q, shape.q_size(), quantized);
+  layer.gate_up_residue = Residue(layer.gate_up.rows(), 2 * ranks.inner, hidden, quantized);
+  layer.down_residue = Residue(hidden, ranks.inner, shape.intermediate_size, quantized);
+}
 
 }  // namespace
 
@@ -47,12 +67,13 @@ Model::Model(const Shape& shape, std::vector<Layer> layers, std::vector<Rope> ro
       layer.o = home.o.sharing();
       layer.gate_up = home.gate_up.sharing();
       layer.down = home.down.sharing();
-      continue;
+    } else {
+      layer.qkv = Linear(shape.q_size() + 2 * shape.kv_size(), hidden, quantized);
+      layer.o = Linear(hidden, shape.q_size(), quantized);
+      layer.gate_up = Linear(2 * inner, hidden, quantized);
+      layer.down = Linear(hidden, shape.intermediate_size, quantized);
     }
-    layer.qkv = Linear(shape.q_size() + 2 * shape.kv_size(), hidden, quantized);
-    layer.o = Linear(hidden, shape.q_size(), quantized);
-    layer.gate_up = Linear(2 * inner, hidden, quantized);
-    layer.down = Linear(hidden, shape.intermediate_size, quantized);
+    add_residues(shape, layer, quantized);
   }
   embedding_ = Linear(shape.vocab_size, hidden, quantized);
   if (!shape.tie_embeddings) head_ = Linear(shape.vocab_size, hidden, quantized);
@@ -75,6 +96,22 @@ static Place find_place(const Shape& shape, Layer* layer, Linear& embedding, Lin
   throw std::invalid_argument("no matrix is called " + slot);
 }
 
+// The place of "q_reduce", "q_expand" and so on, from that of "q".
+static Place find_residue(const Shape& shape, Layer& layer, const Place& whole, const std::string& slot) {
+  const size_t end = slot.rfind('_');
+  const std::string stem = slot.substr(0, end);
+  const Ranks ranks(shape, layer.residue_rank);
+  Residue* residue = &layer.down_residue;
+  if (whole.linear == &layer.qkv) residue = &layer.qkv_residue;
+  if (whole.linear == &layer.o) residue = &layer.o_residue;
+  if (whole.linear == &layer.gate_up) residue = &layer.gate_up_residue;
+  if (residue->empty()) throw std::invalid_argument("the layer has no residue; found " + slot);
+  const int rank = stem == "k" || stem == "v" ? ranks.kv : (stem == "q" || stem == "o" ? ranks.q : ranks.inner);
+  const int before = stem == "k" ? ranks.q : (stem == "v" ? ranks.q + ranks.kv : (stem == "up" ? ranks.inner : 0));
+  if (slot.compare(end, std::string::npos, "_reduce") == 0) return {&residue->reduce, rank, whole.cols, before, false, false};
+  return {&residue->expand, whole.rows, rank, whole.first, whole.is_striped, whole.up, before};
+}
+
 void Model::put_matrix(int layer, const std::string& slot, const float* values, int rows, int cols) {
   if (layer < 0 && slot == "privileges" && shape_.num_privileges > 0) {  // added, not multiplied: kept as it is
     if (rows != shape_.num_privileges || cols != shape_.hidden_size)
@@ -85,13 +122,18 @@ void Model::put_matrix(int layer, const std::string& slot, const float* values, 
     return;
   }
   Layer* owner = layer < 0 ? nullptr : &layers_.at(size_t(layer));
-  const Place place = find_place(shape_, owner, embedding_, head_, slot);
+  const size_t suffix = std::max(slot.find("_reduce") + 1, slot.find("_expand") + 1);  // 0 for neither
+  Place place = find_place(shape_, owner, embedding_, head_, suffix ? slot.substr(0, suffix - 1) : slot);
+  if (owner != nullptr && suffix) place = find_residue(shape_, *owner, place, slot);
   if (rows != place.rows || cols != place.cols)
     throw std::invalid_argument(slot + " has shape " + std::to_string(rows) + "x" + std::to_string(cols) + "; sought " +
                                 std::to_string(place.rows) + "x" + std::to_string(place.cols));
-  for (int i = 0; i < rows; ++i)
-    if (!place.linear->put_row(place.row(i), values + size_t(i) * size_t(cols)))
+  std::vector<float> wide(size_t(place.linear->k()));
+  for (int i = 0; i < rows; ++i) {
+    std::copy_n(values + size_t(i) * size_t(cols), size_t(cols), wide.begin() + place.column);
+    if (!place.linear->put_row(place.row(i), wide.data()))
       throw std::invalid_argument(slot + " holds NaN or infinity in row " + std::to_string(i));
+  }
   num_rows_put_ += size_t(rows);
 }
 
@@ -111,6 +153,7 @@ void Model::put_vector(int layer, const std::string& slot, const float* values, 
   if (owner == nullptr) {
     if (slot == "final_norm") norm = &final_norm_;
   } else {
+    if (slot == "entry") norm = &owner->entry;
     if (slot == "attn_norm") norm = &owner->attn_norm;
     if (slot == "attn_post_norm") norm = &owner->attn_post_norm;
     if (slot == "mlp_norm") norm = &owner->mlp_norm;
@@ -127,10 +170,8 @@ void Model::put_vector(int layer, const std::string& slot, const float* values, 
 }
 
 void Model::finish() const {
-  const size_t per_layer = size_t(shape_.q_size() + 2 * shape_.kv_size() + 2 * shape_.hidden_size + 2 * shape_.intermediate_size);
-  const size_t expected = per_layer * num_homes() + size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
-  if (num_rows_put_ != expected)
-    throw std::invalid_argument("the matrices hold " + std::to_string(num_rows_put_) + " rows; sought " + std::to_string(expected));
+  if (num_rows_put_ != num_rows())
+    throw std::invalid_argument("the matrices hold " + std::to_string(num_rows_put_) + " rows; sought " + std::to_string(num_rows()));
   if (privileges_.empty() != (shape_.num_privileges == 0)) throw std::invalid_argument("the table of privileges is missing");
   bool complete = !final_norm_.empty();
   for (const Layer& layer : layers_)
@@ -143,15 +184,24 @@ size_t Model::weight_bytes() const {
   size_t total = embedding_.num_bytes() + head_.num_bytes();
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
+    total += layer.qkv_residue.num_bytes() + layer.o_residue.num_bytes() + layer.gate_up_residue.num_bytes() +
+             layer.down_residue.num_bytes();
     if (layer.home != int(i)) continue;
     total += layer.qkv.num_bytes() + layer.o.num_bytes() + layer.gate_up.num_bytes() + layer.down.num_bytes();
   }
   return total;
 }
 
-size_t Model::num_homes() const {
-  size_t found = 0;
-  for (size_t i = 0; i < layers_.size(); ++i) found += layers_[i].home == int(i);
+size_t Model::num_rows() const {
+  const size_t per_layer = size_t(shape_.q_size() + 2 * shape_.kv_size() + 2 * shape_.hidden_size + 2 * shape_.intermediate_size);
+  size_t found = size_t(shape_.vocab_size) * (shape_.tie_embeddings ? 1 : 2);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    if (layer.home == int(i)) found += per_layer;
+    if (layer.residue_rank == 0) continue;
+    const Ranks ranks(shape_, layer.residue_rank);
+    found += per_layer + size_t(2 * ranks.q + 2 * ranks.kv + 3 * ranks.inner);
+  }
   return found;
 }
 

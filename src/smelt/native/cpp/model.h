@@ -10,6 +10,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "pool.h"
+#include "residue.h"
 
 namespace smelt {
 
@@ -33,7 +34,10 @@ struct Layer {
   int window = 0;  // 0: everything before is seen
   int rope = 0;
   int home = 0;  // the layer whose matrices this one uses: itself or an earlier one
+  int residue_rank = 0;
   Linear qkv, o, gate_up, down;
+  Residue qkv_residue, o_residue, gate_up_residue, down_residue;  // empty where residue_rank is 0
+  std::vector<float> entry;  // added to the residual stream in front of the layer; empty for none
   // Norm weights, offset included, padded with zeros; empty where the family has none.
   std::vector<float> attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm;
 };
@@ -85,8 +89,8 @@ class Model {
   double macs_per_token() const;
 
  private:
-  // Layers with matrices of their own.
-  size_t num_homes() const;
+  // Rows of matrices that must be put: those of layers with matrices of their own, residues, embedding and head.
+  size_t num_rows() const;
 
   Shape shape_;
   std::vector<Layer> layers_;

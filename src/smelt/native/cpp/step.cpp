@@ -27,6 +27,7 @@ Runner::Runner(std::shared_ptr<const Model> model, int num_blocks, int block_siz
       pool_(num_threads),
       crowding_(num_threads),
       streams_(size_t(num_threads)),
+      residue_scratch_(size_t(num_threads)),
       next_tile_(model_->layers().size()) {
   const Shape& shape = model_->shape();
   const size_t floats = attend_scratch_floats(shape.group(), shape.head_dim, block_size);
@@ -192,12 +193,13 @@ void Runner::attention_layer(const Pass& pass, int index, Stream& stream, Range 
   const Shape& shape = model_->shape();
   const int num_tokens = int(pass.tokens.size()), stride = stream.x.stride();
   for (int t = tokens.first; t < tokens.last; ++t) {
+    if (!layer.entry.empty()) kernels_.add(stream.x.row(t), layer.entry.data(), stride);
     kernels_.rms_norm(stream.x.row(t), layer.attn_norm.data(), shape.hidden_size, stride, shape.norm_eps, stream.normed.row(t));
     stream.normed.quantize(kernels_, t);
   }
   meet(pass);
   Range blocks = share(layer.qkv.num_blocks(), 2, thread);
-  layer.qkv.multiply(kernels_, stream.normed, 0, num_tokens, blocks.first, blocks.last, qkv_.as<float>(), layer.qkv.out_stride());
+  multiply(layer.qkv, layer.qkv_residue, stream.normed, 0, num_tokens, blocks, qkv_.as<float>(), layer.qkv.out_stride(), thread);
   pool_.barrier();
   const Range own = share(num_tokens, 1, thread);
   for (int t = own.first; t < own.last; ++t) rotate_and_store(pass, index, t, thread);
@@ -211,7 +213,7 @@ void Runner::attention_layer(const Pass& pass, int index, Stream& stream, Range 
   }
   meet(pass);
   blocks = share(layer.o.num_blocks(), 2, thread);
-  layer.o.multiply(kernels_, mixed, 0, num_tokens, blocks.first, blocks.last, output_.as<float>(), stride);
+  multiply(layer.o, layer.o_residue, mixed, 0, num_tokens, blocks, output_.as<float>(), stride, thread);
   pool_.barrier();
   add_output(layer.attn_post_norm, stream, tokens, thread);
 }
@@ -228,8 +230,8 @@ void Runner::mlp_layer(const Pass& pass, const Layer& layer, Stream& stream, Ran
   const Range stripes = share(layer.gate_up.num_blocks() / kBlocks, 1, thread);
   for (int first = 0; first < num_tokens; first += kGateTokens) {
     const int count = std::min(kGateTokens, num_tokens - first);
-    layer.gate_up.multiply(kernels_, stream.normed, first, count, stripes.first * kBlocks, stripes.last * kBlocks,
-                           gate_up_.as<float>(), gate_stride);
+    multiply(layer.gate_up, layer.gate_up_residue, stream.normed, first, count, {stripes.first * kBlocks, stripes.last * kBlocks},
+             gate_up_.as<float>(), gate_stride, thread);
     for (int t = 0; t < count; ++t) {
       for (int stripe = stripes.first; stripe < stripes.last; ++stripe) {
         const float* gate = gate_up_.as<float>() + size_t(t) * size_t(gate_stride) + size_t(stripe) * 2 * kStripe;
@@ -240,7 +242,7 @@ void Runner::mlp_layer(const Pass& pass, const Layer& layer, Stream& stream, Ran
   }
   pool_.barrier();
   const Range blocks = share(layer.down.num_blocks(), 2, thread);
-  layer.down.multiply(kernels_, inner_, 0, num_tokens, blocks.first, blocks.last, output_.as<float>(), stride);
+  multiply(layer.down, layer.down_residue, inner_, 0, num_tokens, blocks, output_.as<float>(), stride, thread);
   pool_.barrier();
   add_output(layer.mlp_post_norm, stream, tokens, thread);
 }

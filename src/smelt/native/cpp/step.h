@@ -76,6 +76,12 @@ class Runner {
   void meet(const Pass& pass) {
     if (!pass.small) pool_.barrier();
   }
+  // Row blocks of a matrix, and of the residue beside it, for tokens [token, token + num_tokens) of x.
+  void multiply(const Linear& linear, const Residue& residue, const Activations& x, int token, int num_tokens, Range blocks,
+                float* out, int out_stride, int thread) {
+    linear.multiply(kernels_, x, token, num_tokens, blocks.first, blocks.last, out, out_stride);
+    residue.add(kernels_, x, token, num_tokens, blocks.first, blocks.last, out, out_stride, residue_scratch_[size_t(thread)]);
+  }
   Range share(int n, int unit, int thread) const;
 
   std::shared_ptr<const Model> model_;
@@ -88,6 +94,7 @@ class Runner {
   std::vector<Stream> streams_;
   std::vector<Sampler> samplers_;
   std::vector<Buffer> scratch_;  // by thread
+  std::vector<ResidueScratch> residue_scratch_;  // by thread
   Activations attended_, inner_, head_in_;
   Buffer qkv_, gate_up_, output_, logits_, ropes_;
   std::vector<std::atomic<int>> next_tile_;  // by layer
