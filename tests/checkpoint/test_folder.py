@@ -26,8 +26,10 @@ CONFIG = tiny_config("gemma3_text")
 TENSORS = random_tensors(CONFIG)
 
 
-def saved(path: Path, **options: Any) -> Path:
-    save_checkpoint(path, CONFIG, TENSORS, **options)
+def saved(path: Path, *, max_shard_bytes: int = folder_module.MAX_SHARD_BYTES, **options: Any) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_module, "MAX_SHARD_BYTES", max_shard_bytes)
+        save_checkpoint(path, CONFIG, TENSORS, **options)
     return path
 
 

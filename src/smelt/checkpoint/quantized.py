@@ -37,3 +37,8 @@ class QuantizedWeight:
             codes -= np.repeat(self.zeros.astype(np.float32), group, axis=1)[:, :width]
         scaled: NDArray[np.float32] = codes * np.repeat(self.scales, group, axis=1)[:, :width]
         return scaled
+
+
+def num_groups(format: WeightFormat, width: int) -> int:
+    """G of a row of `width` inputs."""
+    return 1 if format.group_size is None else -(-width // format.group_size)

@@ -23,6 +23,7 @@ from smelt.checkpoint import strict_json
 from smelt.core.errors import CheckpointError, UnsupportedError
 
 FloatDtype = Literal["F32", "BF16", "F16"]
+StoredDtype = Literal["F32", "BF16", "F16", "I8", "I32", "I64"]
 
 # A hundred thousand tensors need about 13 MB; a larger header is an attack on whoever parses it.
 MAX_HEADER_BYTES = 16 << 20
@@ -32,7 +33,7 @@ _STORED_AS: dict[str, str] = {
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
     "BOOL": "u1",
 }  # fmt: skip
-_ITEM_BYTES = {name: np.dtype(code).itemsize for name, code in _STORED_AS.items()}
+ITEM_BYTES = {name: np.dtype(code).itemsize for name, code in _STORED_AS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,9 @@ class SafetensorsFile(Mapping[str, NDArray[np.float32]]):
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         stored, dtype = self.stored(name), self.entries[name].dtype
-        if dtype == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        if dtype not in ("F32", "F16"):
+        if dtype not in ("F32", "BF16", "F16"):
             raise UnsupportedError(f"{self.name}: tensor {name!r} has dtype {dtype}; F32, BF16 and F16 are supported")
-        return np.require(stored, dtype=np.float32, requirements=["C", "A"])
+        return decode(stored, dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -131,14 +130,14 @@ def _entry(name: str, value: Any, file: str) -> TensorEntry:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: sought exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if dtype not in _ITEM_BYTES if isinstance(dtype, str) else True:
-        raise UnsupportedError(f"{where}: dtype {str(dtype)[:40]!r} is unknown; known: {', '.join(_ITEM_BYTES)}")
+    if dtype not in ITEM_BYTES if isinstance(dtype, str) else True:
+        raise UnsupportedError(f"{where}: dtype {str(dtype)[:40]!r} is unknown; known: {', '.join(ITEM_BYTES)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_whole, shape)):
         raise CheckpointError(f"{where}: shape must be at most {_MAX_DIMENSIONS} whole numbers >= 0")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
         raise CheckpointError(f"{where}: data_offsets must be two whole numbers >= 0")
     begin, end = offsets
-    num_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != num_bytes:
         raise CheckpointError(f"{where}: {dtype} {shape} needs {num_bytes} bytes, data_offsets give {end - begin}")
     return TensorEntry(dtype, tuple(shape), begin, end)
@@ -156,6 +155,13 @@ def _check_layout(entries: Mapping[str, TensorEntry], data_len: int, file: str) 
         at, before = entry.end, f"{name[:200]!r}"
     if at != data_len:
         raise CheckpointError(f"{file}: {data_len - at} bytes after the last tensor belong to none")
+
+
+def decode(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """float32 of an array as the format stores it: F32, F16, or BF16's bits; a view where it can be."""
+    if dtype == "BF16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return np.require(stored, dtype=np.float32, requirements=["C", "A"])
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -188,16 +194,26 @@ _SAFE_NAME = re.compile(r"[\x20-\x7e]{1,512}")
 
 
 def write_file(
-    path: Path, tensors: Mapping[str, NDArray[Any]], dtype: FloatDtype, metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    dtype: FloatDtype,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtypes: Mapping[str, StoredDtype] | None = None,
 ) -> None:
-    """Write one file and flush it to disk; tensors are read one by one, in order, so lazy mappings stay lazy."""
+    """Write one file and flush it to disk; tensors are read one by one, in order, so lazy mappings stay lazy.
+
+    `dtypes` names the tensors that are not stored as `dtype`; whole numbers are stored as they are.
+    """
+    chosen: Mapping[str, StoredDtype] = dtypes or {}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, array in tensors.items():
         if not _SAFE_NAME.fullmatch(name) or name == "__metadata__":
             raise CheckpointError(f"{name[:200]!r} cannot name a tensor: printable ASCII, at most 512 characters")
-        end = at + array.size * _ITEM_BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, end]}
+        stored_as = chosen.get(name, dtype)
+        end = at + array.size * ITEM_BYTES[stored_as]
+        header[name] = {"dtype": stored_as, "shape": list(array.shape), "data_offsets": [at, end]}
         at = end
     text = strict_json.compact(header)
     text += b" " * (-len(text) % 8)  # data stays aligned for the mapping reader
@@ -205,13 +221,18 @@ def write_file(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name, array in tensors.items():
-            _write_rows(file, array, dtype, name)
+            _write_rows(file, array, chosen.get(name, dtype), name)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_rows(file: IO[bytes], array: NDArray[Any], dtype: FloatDtype, name: str) -> None:
+def _write_rows(file: IO[bytes], array: NDArray[Any], dtype: StoredDtype, name: str) -> None:
     """A few million values at a time, so that saving a large embedding does not double its memory."""
     flat = np.asarray(array).reshape(-1)
+    if not (dtype == "F32" or dtype == "BF16" or dtype == "F16"):
+        if flat.dtype != np.dtype(_STORED_AS[dtype]):
+            raise CheckpointError(f"{name}: {flat.dtype} cannot be stored as {dtype}")
+        file.write(flat.tobytes())
+        return
     for start in range(0, flat.size, 1 << 22):
         file.write(encode(flat[start : start + (1 << 22)], dtype, name).tobytes())

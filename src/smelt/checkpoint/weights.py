@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smelt.checkpoint import strict_json
-from smelt.checkpoint.safetensors import FloatDtype, SafetensorsFile, write_file
+from smelt.checkpoint.safetensors import ITEM_BYTES, FloatDtype, SafetensorsFile, StoredDtype, write_file
 from smelt.core.errors import CheckpointError, UnsupportedError
 
 SINGLE = "model.safetensors"
@@ -31,6 +31,9 @@ class Weights(Mapping[str, NDArray[np.float32]]):
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return self._files[name][name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -44,6 +47,10 @@ class Weights(Mapping[str, NDArray[np.float32]]):
     def dtype(self, name: str) -> str:
         """Stored dtype of a tensor, by the format's name."""
         return self._files[name].entries[name].dtype
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """A tensor as the file holds it: whole numbers, and BF16 as uint16."""
+        return self._files[name].stored(name)
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same bytes."""
@@ -121,14 +128,21 @@ def _open_shards(folder: Path) -> Weights:
 
 
 def write_weights(
-    folder: Path, tensors: Mapping[str, NDArray[Any]], *, dtype: FloatDtype, max_shard_bytes: int
+    folder: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    dtype: FloatDtype,
+    max_shard_bytes: int,
+    dtypes: Mapping[str, StoredDtype] | None = None,
 ) -> None:
-    """Write model.safetensors, or numbered shards of at most `max_shard_bytes` (or one tensor) and their index."""
-    item_bytes = 4 if dtype == "F32" else 2
+    """Write model.safetensors, or numbered shards of at most `max_shard_bytes` (or one tensor) and their index.
+
+    `dtypes` names the tensors that are not stored as `dtype`.
+    """
     shards: list[list[str]] = [[]]
     filled = total = 0
     for name in tensors:
-        num_bytes = tensors[name].size * item_bytes
+        num_bytes = tensors[name].size * ITEM_BYTES[(dtypes or {}).get(name, dtype)]
         if shards[-1] and filled + num_bytes > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -136,12 +150,12 @@ def write_weights(
         filled += num_bytes
         total += num_bytes
     if len(shards) == 1:
-        write_file(folder / SINGLE, tensors, dtype)
+        write_file(folder / SINGLE, tensors, dtype, dtypes=dtypes)
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         shard = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_file(folder / shard, Selection(tensors, names), dtype)
+        write_file(folder / shard, Selection(tensors, names), dtype, dtypes=dtypes)
         weight_map |= dict.fromkeys(names, shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_bytes(strict_json.dump(index))
