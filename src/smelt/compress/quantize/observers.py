@@ -178,18 +178,13 @@ class Percentile(Histogram):
         self.percent = percent
 
     def range(self) -> Range:
-        """Where (100 - percent) / 2 percent lie beyond, at each end; between the edges of a bin by proportion."""
+        """Without the floor of (100 - percent) / 200 of all values at each end, out to the edges of their bins."""
         lowest, highest = self.ends.range()
-        tail = (1 - self.percent / 100) / 2
-        return _with_zero(max(lowest, self._at(tail)), min(highest, self._at(1 - tail)))
-
-    def _at(self, share: float) -> float:
-        sums = self.counts.cumsum(0).double()
-        wanted = share * float(sums[-1])
-        i = min(int(torch.searchsorted(sums, wanted)), 2 * NUM_BINS - 1)
-        inside = float(self.counts[i])
-        part = (wanted - (float(sums[i]) - inside)) / inside if inside else 0.0
-        return (i - NUM_BINS + part) * (self.reach / NUM_BINS)
+        dropped = int((100 - self.percent) / 200 * float(self.counts.sum()) + 1e-6)
+        below = int((self.counts.cumsum(0) <= dropped).sum())
+        above = int((self.counts.flip(0).cumsum(0) <= dropped).sum())
+        width = self.reach / NUM_BINS
+        return _with_zero(max(lowest, (below - NUM_BINS) * width), min(highest, (NUM_BINS - above) * width))
 
 
 class LeastError(Histogram):
