@@ -94,8 +94,9 @@ class Run:
     """A run in a folder: `state-*` checkpoints and `metrics.jsonl`.
 
     Only trainable parameters are trained; all are checkpointed. Setting `stopping` ends the run after the step under
-    way, with a checkpoint. before_step: told how many steps lie behind, before the next one, on every process: what a
-    model does otherwise from some step on (fake quantization, a mask) then resumes with the run.
+    way, with a checkpoint. before_step: told how many steps lie behind, on every process, before what comes next (a
+    step, a checkpoint, the end): what a model does otherwise from some step on (fake quantization) then resumes with
+    the run. It may put whole weights right in place (zero where a mask is); done twice that must change nothing.
     """
 
     model: Decoder
@@ -166,11 +167,13 @@ class Run:
         found = state.load(self.folder, self.identity)
         if found is None:
             self.world.first_says_(list(self.layout.local.values()) if not self.layout.sharded else [])
+            self.before_step(0)
             return
         tensors, self.position = found
         self.plan = Plan(**self.position.plan).resumed(self.config.schedule, self.position.step)
         for name, (parameter, part) in self._tensors().items():
             part.copy_(self.layout.part(parameter, tensors[name]))
+        self.before_step(self.position.step)
 
     @torch.no_grad()
     def result(self, *, averaged: bool = False) -> Decoder:
@@ -243,7 +246,6 @@ class Run:
 
     def _step(self, spread: Map, batches: Iterator[tuple[Place, Batch]], window: Window) -> tuple[float, float]:
         """One update; adds to the window what it summed. Returns the gradient's norm and the rate's factor."""
-        self.before_step(self.position.step)
         parts = [next(batches) for _ in range(self.config.accumulate)]
         objective = self.stages[self.position.stage].objective
         mine = range(self.world.rank, len(parts), self.world.size)
@@ -257,6 +259,7 @@ class Run:
         scale = self.plan.scale(self.config.schedule, self.position.step)
         self.position.step += 1
         self.optimizer.step(gradients, scale, self.position.step, norm)
+        self.before_step(self.position.step)
         self.average.update(self.position.step)
         num_tokens = sum(part.inputs.size for _, part in parts)
         self.position.num_tokens += num_tokens
