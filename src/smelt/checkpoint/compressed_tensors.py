@@ -60,13 +60,19 @@ def matrix_classes(config: DecoderConfig) -> dict[str, str]:
     return found
 
 
-def choose_packing(weights: WeightFormat, activations: ActivationFormat | None, *, tied: bool) -> Packing:
-    """What holds the matrix in the fewest bytes that readers know: bits that do not divide a byte take a whole one."""
-    if tied:
-        return "naive-quantized"
-    if activations is not None and (weights.bits == 8 or weights.bits not in PACKED_BITS):
-        return "int-quantized"
-    return "pack-quantized" if weights.bits in PACKED_BITS else "naive-quantized"
+def choose_packing(
+    name: str, weights: WeightFormat, activations: ActivationFormat | None, *, with_embedding: bool
+) -> Packing:
+    """The smallest form of a matrix that transformers loads; `with_embedding`: the embedding is quantized too.
+
+    A byte a code takes what packing does not: bits that do not divide a byte; an embedding; zero points, which
+    transformers 5 unpacks only where all matrices are of one format and inputs in floating point.
+    """
+    can_unpack = weights.symmetric or (activations is None and not with_embedding)
+    as_bytes: Packing = "naive-quantized" if activations is None else "int-quantized"
+    if name == EMBEDDING or weights.bits not in PACKED_BITS or not can_unpack:
+        return as_bytes
+    return "pack-quantized" if weights.bits < 8 or activations is None else as_bytes
 
 
 def scheme_of(storage: Mapping[str, Storage]) -> Scheme:
@@ -99,12 +105,14 @@ def write_storage(storage: Mapping[str, Storage], config: DecoderConfig) -> dict
     if config.tie_embeddings and EMBEDDING not in storage:
         left.append(_module(HEAD))
     formats = list(dict.fromkeys(kept.packing for kept in storage.values()))
+    packed_zeros = any(kept.packing == "pack-quantized" and not kept.weights.symmetric for kept in storage.values())
     return {
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(formats) == 1 else _MIXED,
         "quantization_status": "compressed",
         "config_groups": {f"group_{i}": group for i, group in enumerate(written)},
         "ignore": left,
+        **({"dequantize": True} if packed_zeros else {}),  # transformers unpacks zero points on this way only
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }

@@ -38,8 +38,7 @@ def choose_storage(
             activations = ActivationFormat(dynamic=False, symmetric=weight.input_zero == 0)
         of_inputs = None if name in (EMBEDDING, HEAD) else activations
         _check_weight(name, weight, shapes[name], of_inputs)
-        tied = name == EMBEDDING and config.tie_embeddings
-        packing = choose_packing(weight.format, of_inputs, tied=tied)
+        packing = choose_packing(name, weight.format, of_inputs, with_embedding=EMBEDDING in quantized)
         storage[name] = Storage(packing=packing, weights=weight.format, activations=of_inputs)
     return storage
 
