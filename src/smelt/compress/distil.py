@@ -8,6 +8,7 @@ differ much; cross-entropy is a guard where the teacher is weak on the text.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,8 +34,6 @@ from smelt.train.teachers.cache import CachedTeacher, CacheReport, build_cache, 
 from smelt.train.teachers.cache_format import CacheSettings
 from smelt.train.teachers.cache_scorer import ModelScorer
 from smelt.train.teachers.online import DecoderTeacher, Teacher, shared_vocabulary
-
-_FLOATS = frozenset({"F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +95,10 @@ class Distil:
         Raises InvalidRequestError for a source in few bits, UnsupportedError for a teacher with another vocabulary,
         TrainingStoppedError after `work.stopping`.
         """
-        if not source.stored_dtypes <= _FLOATS:
-            found = ", ".join(sorted(source.stored_dtypes))
+        if source.scheme is not None:
             raise InvalidRequestError(
-                f"{self.name}: the source's weights are stored as {found}; sought floating point: distil before "
-                "quantizing, or train in few bits by the stage made for that"
+                f"{self.name}: the source's weights are stored in {source.scheme.weights.bits} bits; sought floating "
+                "point: distil before quantizing, or train in few bits by the stage made for that"
             )
         torch.manual_seed(self.seed)
         student = self._student(source)
@@ -120,6 +118,7 @@ class Distil:
             folder=work.scratch / "run",
             on_report=told,
             stopping=work.stopping,
+            before_step=self._before_step(student, steps),
         )
         position = run.train()
         made = run.result()
@@ -133,6 +132,10 @@ class Distil:
             "first_loss": losses[0],
             "last_loss": losses[-1],
         }
+
+    def _before_step(self, student: Decoder, steps: int) -> Callable[[int], None]:
+        """What a stage does to its student between steps; see `train.loop.Run`. This one nothing."""
+        return lambda _: None
 
     def _student(self, source: Checkpoint) -> Decoder:
         if not self.fresh:
