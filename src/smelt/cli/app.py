@@ -13,6 +13,7 @@ from smelt.cli.model_options import ModelOption, ThreadsOption, WeightsOption
 from smelt.cli.options import takes
 from smelt.cli.record import RecordOptions, record_command
 from smelt.cli.serve import ServeOptions, serve_command
+from smelt.cli.shrink import ShrinkOptions, shrink_command
 from smelt.cli.train import TrainOptions, train_command
 
 app = typer.Typer(
@@ -103,6 +104,24 @@ def bench(
 def train(options: TrainOptions) -> None:
     """Train by a recipe, from data to a finished folder. Called again with the same --out it goes on."""
     train_command(options)
+
+
+@app.command()
+@takes(ShrinkOptions)
+def shrink(options: ShrinkOptions) -> None:
+    """Make a model small by a chain of stages and report what each cost. Called again with the same --out it goes on."""
+    shrink_command(options)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A model folder with a lineage, or a chain's folder.", exists=True)],
+    as_json: JsonOption = False,
+) -> None:
+    """Hash every file again and say whether the folder still is what its lineage tells."""
+    from smelt.cli.verify import verify_command
+
+    verify_command(folder, as_json=as_json)
 
 
 @app.command(name="eval")

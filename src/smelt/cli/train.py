@@ -68,7 +68,7 @@ def _train(options: TrainOptions, path: Path, out: Path) -> None:
     recipe = load_recipe(path)
     settings = with_settings(recipe.smoke if options.smoke else recipe.settings, options.changes or [])
     stopping = threading.Event()
-    with joined(pick_device("auto")) as world, _stops(stopping), _view(world.writes, options.as_json) as view:
+    with joined(pick_device("auto")) as world, stops(stopping), _view(world.writes, options.as_json) as view:
         if world.writes:
             _note(out, path, settings)
         try:
@@ -108,7 +108,7 @@ def _finish(made: Path, last: Report | None, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _stops(stopping: threading.Event) -> Iterator[None]:
+def stops(stopping: threading.Event) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; a second one at once.
 
     Processes forked from this one (they prepare data) inherit the handlers: Ctrl-C, which a terminal sends to them too,

@@ -1,32 +1,20 @@
-"""What an artifact is worth: size, speed and memory here, bits per byte of held-out text, closeness to the teacher.
-
-Shapes: N learned tokens of a batch, n of them in a piece, H hidden width, V rows of a head.
-"""
+"""What an artifact is worth: size, speed and memory here, bits per byte of held-out text, closeness to the teacher."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
 from smelt.checkpoint import Checkpoint
 from smelt.compress.chain.speed import SpeedSettings, measure_speed
 from smelt.compress.chain.store import Artifact
+from smelt.compress.quality import quality
 from smelt.compress.stage import Material
-from smelt.data.batches import Batch
-from smelt.evals.stats import ratio
 from smelt.model.decoder import Decoder
-from smelt.train.objectives import learned_hidden
 
 Scores = Mapping[str, Any]
-_PIECE_NUMBERS = 1 << 22  # logits held at once: 16 MiB, twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +25,6 @@ class MeasureSettings:
     suites: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
-class _Sums:
-    """Of each row of the held-out batches."""
-
-    tokens: list[int] = field(default_factory=list)
-    nats: list[float] = field(default_factory=list)
-    teacher_nats: list[float] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)
-    agreed: list[float] = field(default_factory=list)
-
-
 def measure(
     artifact: Artifact,
     checkpoint: Checkpoint,
@@ -56,17 +33,13 @@ def measure(
     settings: MeasureSettings,
     tasks: Callable[[Path, Sequence[str]], Scores] | None = None,
 ) -> dict[str, Any]:
-    """Everything the report says of one artifact, JSON values; figures that are estimates carry n and an interval.
-
-    KL is the teacher's forward KL in nats a token; agreement the share of tokens whose likeliest successor is the
-    teacher's; bpb_increase is relative to the teacher, its interval paired by row.
-    """
+    """Everything the report says of one artifact, JSON values; figures that are estimates carry n and an interval."""
     found: dict[str, Any] = {
         "parameters": checkpoint.config.num_parameters,
         "bytes": artifact.num_bytes,
         "weight_bytes": artifact.weight_bytes,
         "stored": sorted(checkpoint.stored_dtypes),
-        **quality(Decoder.from_tensors(checkpoint.config, checkpoint.tensors), teacher, material),
+        **quality(decoder_of(checkpoint), teacher, material),
     }
     speed = measure_speed(artifact.folder, settings.speed)
     found |= {key: speed.pop(key) for key in ("prefill_tok_s", "decode_tok_s", "peak_memory_bytes")}
@@ -76,77 +49,10 @@ def measure(
     return found
 
 
-@torch.no_grad()
-def quality(model: Decoder, teacher: Decoder, material: Material) -> dict[str, Any]:
-    """bits_per_byte, bpb_increase, kl and agreement over the held-out batches."""
-    model.eval()
-    sums = _Sums()
-    for batch in material.held_out:
-        _add(sums, model, teacher, batch)
-    rows = [str(i) for i in range(len(sums.tokens))]
-    total = max(1, sum(sums.tokens))
-    # Bytes are known of the whole only; a row has its share by tokens.
-    num_bytes = [material.held_out_bytes * count / total for count in sums.tokens]
-    bits = [nats / math.log(2) for nats in sums.nats]
-    tokens = [float(count) for count in sums.tokens]
-    increase = _shares(sums.nats, sums.teacher_nats, rows)
-    return {
-        "bits_per_byte": _shares(bits, num_bytes, rows),
-        "bpb_increase": {
-            **increase,
-            "value": increase["value"] - 1.0,
-            "interval95": [bound - 1.0 for bound in increase["interval95"]],
-        },
-        "kl": _shares(sums.divergence, tokens, rows),
-        "agreement": _shares(sums.agreed, tokens, rows),
-    }
+def decoder_of(checkpoint: Checkpoint) -> Decoder:
+    """What the folder computes, in floating point: of weights in few bits what they stand for, inputs rounded too."""
+    if checkpoint.scheme is None:
+        return Decoder.from_tensors(checkpoint.config, checkpoint.tensors)
+    from smelt.compress.quantize.ptq_stage import in_few_bits
 
-
-def _shares(tops: Sequence[float], bottoms: Sequence[float], rows: Sequence[str]) -> dict[str, Any]:
-    """Sum over sum at full precision, with the interval of a bootstrap over rows."""
-    total = sum(bottoms)
-    return {**ratio(tops, bottoms, rows), "value": sum(tops) / total if total else 0.0}
-
-
-def _add(sums: _Sums, model: Decoder, teacher: Decoder, batch: Batch) -> None:
-    """One batch's rows."""
-    device = torch.device("cpu")
-    targets = batch.targets.reshape(-1)
-    index = np.flatnonzero(targets >= 0)
-    if not len(index):
-        return
-    ours_NH, theirs_NH = learned_hidden(model, batch, device), learned_hidden(teacher, batch, device)
-    wanted_N = torch.from_numpy(targets[index])
-    vocab_len = max(model.config.vocab_size, teacher.config.vocab_size)
-    piece_len = max(16, _PIECE_NUMBERS // vocab_len)
-    found = [
-        _piece(
-            model.logits(ours_NH[start : start + piece_len]),
-            teacher.logits(theirs_NH[start : start + piece_len]),
-            wanted_N[start : start + piece_len],
-        )
-        for start in range(0, len(index), piece_len)
-    ]
-    values = torch.cat(found, dim=1).double().numpy()  # [4, N]
-    row_of = index // batch.targets.shape[1]
-    for row in np.unique(row_of):
-        nats, teacher_nats, divergence, agreed = values[:, row_of == row].sum(axis=1)
-        sums.tokens.append(int((row_of == row).sum()))
-        sums.nats.append(float(nats))
-        sums.teacher_nats.append(float(teacher_nats))
-        sums.divergence.append(float(divergence))
-        sums.agreed.append(float(agreed))
-
-
-def _piece(ours_nV: Tensor, theirs_nV: Tensor, wanted_n: Tensor) -> Tensor:
-    """[4, n]: nats of ours and of the teacher, KL(teacher || ours) on the rows both heads have, same likeliest."""
-    shared = min(ours_nV.shape[1], theirs_nV.shape[1])  # heads may be padded to different lengths
-    log_q, log_p = ours_nV[:, :shared].log_softmax(-1), theirs_nV[:, :shared].log_softmax(-1)
-    return torch.stack(
-        [
-            F.cross_entropy(ours_nV, wanted_n, reduction="none"),
-            F.cross_entropy(theirs_nV, wanted_n, reduction="none"),
-            F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1),
-            (log_q.argmax(-1) == log_p.argmax(-1)).to(log_q.dtype),
-        ]
-    )
+    return in_few_bits(checkpoint.config, checkpoint.tensors, checkpoint.quantized, checkpoint.scheme)

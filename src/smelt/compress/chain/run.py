@@ -269,7 +269,7 @@ class _Rate:
 
 
 def _quantized(checkpoint: Checkpoint) -> bool:
-    return not checkpoint.stored_dtypes <= {"F32", "F16", "BF16", "F64"}
+    return checkpoint.scheme is not None
 
 
 def _here() -> dict[str, Any]:

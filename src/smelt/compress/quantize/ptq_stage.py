@@ -13,7 +13,7 @@ from torch import nn
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from smelt.checkpoint.quantized import QuantizedWeight
-from smelt.compress.chain.measure import quality
+from smelt.compress.quality import quality
 from smelt.compress.quantize import grid, rtn
 from smelt.compress.quantize.calibrated import Calibrated, Method, Range, layer_errors, plain_statics, stored_weights
 from smelt.compress.quantize.fake import fake_inputs
@@ -164,17 +164,18 @@ class Quantize:
     ) -> dict[str, Any]:
         """What the source, the control and the result make of the held-out text."""
         material, config = work.material, source.config
-        whole = Decoder.from_tensors(config, source.tensors).eval()
+        device = pick_device(self.device)
+        whole = Decoder.from_tensors(config, source.tensors).to(device).eval()
         learned = sum(batch.num_learned for batch in material.held_out)
-        nats = mean_loss(whole, material.held_out, torch.device("cpu")) * learned
+        nats = mean_loss(whole, material.held_out, device) * learned
         before = {"bits_per_byte": nats / math.log(2) / material.held_out_bytes}
         stored = open_checkpoint(work.out)
-        result = in_few_bits(config, stored.tensors, stored.quantized, self.scheme)
+        result = in_few_bits(config, stored.tensors, stored.quantized, self.scheme).to(device)
         after = quality(result, whole, material)
         del result
         plain = rtn.rounded(config, source.tensors, self.scheme, treatment.plain_clip) | self._apart(source)
         plain = with_statics(plain, plain_statics(kept))
-        control = quality(in_few_bits(config, source.tensors, plain, self.scheme), whole, material)
+        control = quality(in_few_bits(config, source.tensors, plain, self.scheme).to(device), whole, material)
         return {"before": before, "rtn": control, "after": after}
 
 
