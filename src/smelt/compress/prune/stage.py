@@ -81,6 +81,7 @@ class Prune:
                 target=self.target, limits=self.limits, candidates=self.candidates, finalists=self.finalists
             )
             chosen, told = search.run(config, found, trials, before)
+        after = trials.pruned(chosen)
         kept = kept_at(found, config, chosen)
         smaller, tensors = sliced(config, source.tensors, kept, gains(kept))
         dtype = stored_dtype(source)
@@ -92,7 +93,7 @@ class Prune:
             "kept_layers": list(kept.layers),
             "parameters": {"before": sizes[0], "after": sizes[1]},
             "weight_bytes": {"before": sizes[0] * item_bytes, "after": sizes[1] * item_bytes},
-            "held_out_bpb": {"before": before, "pruned": trials.pruned(chosen)},
+            "held_out_bpb": {"before": before, "pruned": after},
             "calibration": {"documents": scores.num_documents, "tokens": scores.num_tokens},
             **told,
         }

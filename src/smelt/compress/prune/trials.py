@@ -101,8 +101,8 @@ class Trials:
         return self.measured(student.eval())
 
     def _once(self, key: str, measure: Callable[[], float]) -> float:
-        self.check()
         if key not in self._known:
+            self.check()
             self._known[key] = measure()
             partial = self._path.with_suffix(".partial")
             partial.write_text(json.dumps(self._known, indent=1))
