@@ -112,34 +112,30 @@ def test_facts_are_what_the_folders_say(tmp_path: Path) -> None:
     assert {progress.unit for progress in seen} == {"batches", "candidates"}
 
 
+def stopped(stage: Prune, source: Checkpoint, path: Path, *, at_report: int) -> bool:
+    """Run until that report of progress asks it to stop; False where it came to its end."""
+    stopping, reports = threading.Event(), iter(range(1, 1000))
+
+    def stop(progress: Progress) -> None:
+        if next(reports) == at_report:
+            stopping.set()
+
+    try:
+        stage.run(source, work(path, source, on_progress=stop, stopping=stopping))
+    except TrainingStoppedError:
+        return True
+    return False
+
+
 def test_a_stage_that_was_stopped_anywhere_ends_at_the_same_bits(tmp_path: Path) -> None:
     """Stopped at its first report of progress, called again, stopped at its second, and so on to the end."""
     source = folder(tmp_path / "source")
     stage = Prune(target=Share(of_parameters=0.75), candidates=3, limits=FINE, finalists=2, trial_steps=2)
     stage.run(source, work(tmp_path / "straight", source))
     stops = 0
-    while True:
-        stopping = threading.Event()
-        reports: list[Progress] = []
-
-        further = stops + 1
-
-        def stop(
-            progress: Progress,
-            stopping: threading.Event = stopping,
-            reports: list[Progress] = reports,
-            further: int = further,
-        ) -> None:
-            reports.append(progress)
-            if len(reports) == 2:
-                stopping.set()
-
-        try:
-            stage.run(source, work(tmp_path / "broken", source, on_progress=stop, stopping=stopping))
-            break
-        except TrainingStoppedError:
-            stops += 1
-            assert not (tmp_path / "broken" / "out").exists() and stops < 30
+    while stopped(stage, source, tmp_path / "broken", at_report=stops + 1):
+        stops += 1
+        assert not (tmp_path / "broken" / "out").exists() and stops < 30
     assert stops >= 3
     for name in ("model.safetensors", "config.json"):
         made, sought = (tmp_path / run / "out" / name for run in ("broken", "straight"))
