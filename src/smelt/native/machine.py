@@ -93,9 +93,12 @@ def choose_threads(root: Path = _ROOT) -> ThreadChoice:
     )
 
 
-def read_bandwidth(threads: int | None = None) -> float:
-    """GB/s this machine reads memory at, with `threads` threads (None: as many as a runner takes). About 0.3 s."""
-    found: float = core().read_bandwidth(threads or choose_threads().threads, _READ_BYTES)
+def read_bandwidth(threads: int | None = None, num_bytes: int = _READ_BYTES) -> float:
+    """GB/s this machine reads memory at, with `threads` threads (None: as many as a runner takes). About 0.3 s.
+
+    Of fewer bytes, read again and again, a cache's rate.
+    """
+    found: float = core().read_bandwidth(threads or choose_threads().threads, num_bytes)
     return found
 
 
