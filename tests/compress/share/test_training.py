@@ -25,7 +25,9 @@ from tests.train.runs import Counting, furthest, weights
 RESIDUES = "gemma3-loop-residue-entries"
 
 
-def run(folder: Path, *, steps: int = 12, model: Decoder | None = None, **changes: Any) -> Run:
+def run(
+    folder: Path, *, steps: int = 12, model: Decoder | None = None, parallel: Any = "replicate", **changes: Any
+) -> Run:
     torch.set_num_threads(1)
     if model is None:
         model = Decoder(SHARING[RESIDUES])
@@ -36,6 +38,7 @@ def run(folder: Path, *, steps: int = 12, model: Decoder | None = None, **change
         device="cpu",
         checkpoint_s=1e9,
         log_every=1,
+        parallel=parallel,
     )
     fields = {"stages": [Stage(name="only", stream=Counting())], "on_report": lambda _: None}
     return Run(model=model, config=config, folder=folder, **(fields | changes))
@@ -116,3 +119,19 @@ def test_noise_falls_on_shared_blocks_alone_and_once_a_step(homes: tuple[int | N
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
     away = (made(ids) - model(ids)).norm() / model(ids).norm()
     assert 0.01 < away < 1.0
+
+
+def test_a_sharded_run_keeps_a_shared_matrix_in_one_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process is enough to see it: sharded by layers, a matrix of two of them would be cut twice."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        found = {}
+        for parallel in ("replicate", "shard"):
+            job = run(tmp_path / parallel, steps=3, parallel=parallel)
+            job.train()
+            found[parallel] = weights(job)
+            assert len(job.layout.sharded) == (len(found[parallel]) if parallel == "shard" else 0)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert furthest(found["replicate"], found["shard"]) < 1e-6
