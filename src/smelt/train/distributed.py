@@ -135,8 +135,10 @@ def shard(model: Decoder, world: World) -> None:
     if not dist.is_initialized():
         raise InvalidRequestError("parallel: shard needs processes to share a model; start them with torchrun")
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
+    # A matrix that several layers use must lie in one group with all of them: the root's.
+    if all(layer.weights is None for layer in model.config.layers):
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=mesh)
     # The head is used after `hidden`, outside any forward: what the root holds stays whole until the backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")

@@ -99,13 +99,15 @@ class Optimizer:
             momentum.lerp_(gradients[name], 1 - beta)
             looked_ahead.append(gradients[name].lerp(momentum, beta))
         whole = torch.stack([self.layout.whole(name, part) for name, part in zip(names, looked_ahead, strict=True)])
-        size = max(1.0, whole.shape[-2] / whole.shape[-1]) ** 0.5
+        rows, cols = whole.shape[-2:]
         if whole.device.type == "cuda":
             updates = orthogonalize(whole.bfloat16()).to(whole.dtype)
         else:
             updates = orthogonalize(whole)
         for name, update in zip(names, updates, strict=True):
             part = self.layout.part(name, update)
+            # Of a low-rank product each factor's step is scaled by the other factor already.
+            size = 1.0 if "_residue." in name else max(1.0, rows / cols) ** 0.5
             self.weights[name].mul_(1 - lr * self.config.weight_decay).add_(part, alpha=-lr * size)
 
     def _adam(self, gradients: dict[str, Tensor], scale: float, number: int) -> None:
