@@ -123,7 +123,9 @@ class Distil:
         position = run.train()
         made = run.result()
         dtype = stored_dtype(source) if self.store == "source" else self.store
-        save_checkpoint(work.out, made.config, made.tensors(), dtype=dtype, files=kept_files(source.folder))
+        save_checkpoint(
+            work.out, made.config, made.tensors(), dtype=dtype, files=kept_files(source.folder), replace=True
+        )
         losses = [entry["loss"] for entry in read(run.folder)]
         return {
             "objective": objective.name,

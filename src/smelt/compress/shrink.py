@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from smelt.compress.chain.gates import Gates
@@ -177,4 +177,4 @@ def shrink(
     folder = None
     if outcome.passed:
         folder = publish(outcome, report, plan.source, data, out / "model", name=settings.name)
-    return Shrunk(folder=folder, report=cast("dict[str, Any]", report), outcome=outcome)
+    return Shrunk(folder=folder, report=report, outcome=outcome)

@@ -10,6 +10,11 @@ from smelt.compress.distil import Distil, Finetune
 from smelt.compress.prune.shapes import Share
 from smelt.compress.prune.stage import Prune
 from smelt.compress.quantize.ptq_stage import Quantize
+from smelt.compress.quantize.qat import QuantizeAware
+from smelt.compress.share.stage import Repeat
+from smelt.compress.share.stage import Share as ShareLayers
+from smelt.compress.sparse.gradual import RetrainSparse
+from smelt.compress.sparse.stage import Sparsify
 from smelt.compress.stage import Stage
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
@@ -28,10 +33,13 @@ def _w8(config: DecoderConfig) -> Quantize:
 
 
 def _w4(config: DecoderConfig) -> Quantize:
+    return Quantize(scheme=_four(config), method="gptq")
+
+
+def _four(config: DecoderConfig) -> Scheme:
     widths = [width for _, width in config.matrix_shapes().values()]
     group = next((size for size in _GROUPS if all(width % size == 0 for width in widths)), None)
-    head = WeightFormat(bits=8)
-    return Quantize(scheme=Scheme(weights=WeightFormat(bits=4, group_size=group), head=head), method="gptq")
+    return Scheme(weights=WeightFormat(bits=4, group_size=group), head=WeightFormat(bits=8))
 
 
 def _w8a8(config: DecoderConfig) -> Quantize:
@@ -44,10 +52,15 @@ WORDS: Mapping[str, Callable[[DecoderConfig], Stage]] = {
     "prune": lambda config: Prune(target=Share(of_parameters=KEPT)),
     "distil": lambda config: Distil(),
     "finetune": lambda config: Finetune(),
+    "sparsify": lambda config: Sparsify(),
+    "retrain-sparse": lambda config: RetrainSparse(),
+    "share": lambda config: ShareLayers(),
+    "repeat": lambda config: Repeat(),
     "quantize": _w8,
     "w8": _w8,
     "w4": _w4,
     "w8a8": _w8a8,
+    "quantize-aware": lambda config: QuantizeAware(scheme=_four(config)),
 }
 """What each word makes of a source's shape. w8, w4 and w8a8 are the stage `quantize` in other formats."""
 

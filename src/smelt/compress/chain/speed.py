@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     asked = parser.parse_args()
     checkpoint = open_checkpoint(asked.folder)
-    form = "fp32" if asked.weights == "stored" else asked.weights
+    form: Literal["fp32", "w8"] = "w8" if asked.weights == "w8" else "fp32"
     limits = window(checkpoint.config, LLMOptions(kv_bytes=256 << 20))
     runner = NativeRunner(
         checkpoint.config,
