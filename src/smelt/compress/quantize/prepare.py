@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from smelt.checkpoint.quantized import QuantizedWeight
@@ -122,6 +124,22 @@ def prepare(model: Decoder, scheme: Scheme, *, clip: Clip = MINMAX) -> Prepared:
     """Raises InvalidRequestError for a scheme that a folder of this model cannot hold."""
     rtn.check_scheme(model.config, scheme)
     return Prepared(model, scheme, clip)
+
+
+def calibrated(prepared: Prepared, batches: Iterable[Batch], scratch: Path) -> Prepared:
+    """Calibrated on these batches, or by what an earlier call kept in `scratch`."""
+    kept = scratch / "inputs.safetensors"
+    if not prepared.observers:
+        return prepared
+    if kept.is_file():
+        prepared.merge(load_file(kept))
+        return prepared
+    prepared.calibrate(batches)
+    scratch.mkdir(parents=True, exist_ok=True)
+    staging = kept.with_suffix(".part")
+    save_file(prepared.state(), staging)
+    staging.replace(kept)
+    return prepared
 
 
 def with_statics(weights: Mapping[str, QuantizedWeight], statics: Statics) -> dict[str, QuantizedWeight]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from smelt.checkpoint.compressed_tensors import EMBEDDING, HEAD
 from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.compress.quality import quality
 from smelt.compress.quantize import grid, rtn
@@ -154,7 +155,7 @@ class Quantize:
         """The embedding and the head, where the scheme has a format for them."""
         found = {}
         for name, form in rtn.formats(source.config, self.scheme).items():
-            if name in (rtn.EMBEDDING, rtn.HEAD):
+            if name in (EMBEDDING, HEAD):
                 weight_VH = torch.from_numpy(source.tensors[name].copy())
                 found[name] = grid.quantized(weight_VH, form, _HEAD_CLIP)
         return found

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smelt.checkpoint.compressed_tensors import EMBEDDING, HEAD, matrix_classes
 from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.compress.quantize.grid import MINMAX, Clip, quantized
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.core.quantization import Scheme, WeightFormat
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def formats(config: DecoderConfig, scheme: Scheme) -> dict[str, WeightFormat]:
@@ -25,10 +24,10 @@ def formats(config: DecoderConfig, scheme: Scheme) -> dict[str, WeightFormat]:
     the embedding and the head; norms, biases, privileges and the residues of shared matrices are few and stay.
     """
     found = {}
-    for name in config.tensor_shapes():
-        if name.startswith("model.layers.") and name.endswith("_proj.weight"):
+    for name in matrix_classes(config):
+        if name not in (EMBEDDING, HEAD):
             found[name] = scheme.weights
-        elif scheme.head is not None and name in (EMBEDDING, HEAD):
+        elif scheme.head is not None:
             found[name] = scheme.head
     return found
 
