@@ -11,6 +11,7 @@ from smelt.cli.data import data_app
 from smelt.cli.evaluate import EvalOptions
 from smelt.cli.model_options import ModelOption, ThreadsOption, WeightsOption
 from smelt.cli.options import takes
+from smelt.cli.plan import PlanOptions, plan_command
 from smelt.cli.record import RecordOptions, record_command
 from smelt.cli.serve import ServeOptions, serve_command
 from smelt.cli.shrink import ShrinkOptions, shrink_command
@@ -97,6 +98,13 @@ def bench(
     from smelt.cli.bench import bench_command
 
     bench_command(model=model, weights=weights, threads=threads, rounds=rounds, as_json=as_json)
+
+
+@app.command()
+@takes(PlanOptions)
+def plan(options: PlanOptions) -> None:
+    """Say what a shape costs before it is made: parameters, bytes, operations, memory, predicted speed here."""
+    plan_command(options)
 
 
 @app.command()

@@ -81,7 +81,10 @@ def matrix_macs(config: DecoderConfig) -> int:
         2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
         + 3 * config.hidden_size * config.intermediate_size
     )
-    return per_layer * config.num_layers
+    residues = 0
+    if any(layer.residue_rank for layer in config.layers):
+        residues = sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "_residue." in name)
+    return per_layer * config.num_layers + residues
 
 
 def head_macs(config: DecoderConfig) -> int:
