@@ -70,6 +70,7 @@ def test_a_residue_of_full_rank_is_the_model_itself(tmp_path: Path, family: Fami
     assert made.config.layers[1].weights == 0 and made.config.layers[0].residue_rank == (FULL if init == "mean" else 0)
     torch.testing.assert_close(logits(tmp_path / "out"), logits(tmp_path / "source"), atol=2e-4, rtol=1e-4)
     assert facts["error"]["with_residues"] < 1e-6 < 0.3 < facts["error"]["shared"]
+    assert facts["warnings"] == ["residues of this rank take as much as sharing saves"]
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
 
@@ -100,6 +101,7 @@ def test_the_rank_buys_nearness_and_facts_are_true(tmp_path: Path) -> None:
         alike = facts["alike"]["neighbours"]
         assert len(alike) == 3 and min(alike[0], alike[2]) > 0.8 > 0.2 > alike[1]
         errors.append(facts["error"]["with_residues"])
+        assert facts["warnings"] == []
         away.append(distance(logits(job.out), logits(tmp_path / "source")))
         assert facts["error"]["shared"] == pytest.approx(errors[0])
     assert errors[0] > errors[1] > 1e3 * errors[2] and away[0] > away[1] > 1e2 * away[2]
@@ -139,6 +141,8 @@ def test_likeness_may_be_that_of_activations(tmp_path: Path) -> None:
     facts = Share(pattern=Similar(num_stored=3, measure="cka"), rank=0, entry_bias=True).run(
         source, work(tmp_path, source)
     )
+    assert "little in common" in facts["warnings"][0], "noise has nothing in common with noise"
+    assert facts["error"]["with_residues"] == pytest.approx(0.5**0.5, rel=0.02)
     alike = facts["alike"]["neighbours"]
     together = int(np.argmax(alike))
     assert facts["groups"] == [[together, together + 1]]

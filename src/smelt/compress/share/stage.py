@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from smelt.train.hardware import pick_device
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _SUMS = ("bare", "left", "whole")
+_UNLIKE = 0.5  # relative error; two matrices that have nothing in common lose 0.71 to their mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Share:
         return Needs(memory_bytes=24 * largest * config.num_layers + forward, disk_bytes=3 * whole)
 
     def run(self, source: Checkpoint, work: Work) -> dict[str, Any]:
-        """See `compress.stage.Stage`. Facts: the groups, how alike neighbours are, and how far matrices moved.
+        """See `compress.stage.Stage`. Facts: the groups, how alike neighbours are, how far matrices moved, `warnings`.
 
         `error` is the length of what was lost relative to the matrices' own, over all that are shared, without the
         residues and with them. Raises InvalidRequestError for a pattern that does not fit and for layers that share.
@@ -70,11 +72,15 @@ class Share:
         dtype = stored_dtype(source)
         save_checkpoint(work.out, smaller, tensors, dtype=dtype, files=kept_files(source.folder), replace=True)
         item_bytes = 4 if dtype == "F32" else 2
+        warnings = _warnings(errors, config, smaller)
+        for warning in warnings:
+            work.say(f"share: {warning}")
         return {
             "groups": [list(group) for group in groups if len(group) > 1],
             "stored_layers": sum(layer.weights is None for layer in layers),
             "alike": alike,
             "error": errors,
+            "warnings": warnings,
             "parameters": {"before": config.num_parameters, "after": smaller.num_parameters},
             "weight_bytes": {
                 "before": config.num_parameters * item_bytes,
@@ -190,6 +196,18 @@ def _joined(
                 found[f"model.layers.{i}.{stem}_residue.expand"] = expand.numpy()
             left += energy(lost_OI)
     return found, {"bare": repr(bare), "left": repr(left), "whole": repr(whole)}
+
+
+def _warnings(errors: Mapping[str, float], config: DecoderConfig, smaller: DecoderConfig) -> list[str]:
+    found = []
+    if errors["with_residues"] > _UNLIKE:
+        found.append(
+            f"the layers have little in common: {errors['with_residues']:.0%} of their matrices' length is lost. What "
+            "comes out is a start for training, not a model to be repaired by a little of it"
+        )
+    if smaller.num_parameters >= config.num_parameters:
+        found.append("residues of this rank take as much as sharing saves")
+    return found
 
 
 def _identity(stage: Share, source: Checkpoint, group: tuple[int, ...]) -> str:
