@@ -53,6 +53,6 @@ def decoder_of(checkpoint: Checkpoint) -> Decoder:
     """What the folder computes, in floating point: of weights in few bits what they stand for, inputs rounded too."""
     if checkpoint.scheme is None:
         return Decoder.from_tensors(checkpoint.config, checkpoint.tensors)
-    from smelt.compress.quantize.ptq_stage import in_few_bits
+    from smelt.compress.quantize.few_bits import in_few_bits
 
     return in_few_bits(checkpoint.config, checkpoint.tensors, checkpoint.quantized, checkpoint.scheme)

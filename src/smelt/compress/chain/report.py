@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def report_of(chain: Chain, outcome: Outcome, *, name: str, command: str = "") -
     material = chain.material
     rows = [_row("source", outcome.source_measured, hash=outcome.source.hash)]
     rows += [_stage_row(step) for step in outcome.steps]
-    found: dict[str, Any] = {
+    found = {
         "format": FORMAT,
         "source": name,
         "command": command,
@@ -43,7 +44,8 @@ def report_of(chain: Chain, outcome: Outcome, *, name: str, command: str = "") -
         "hardware": hardware("cpu"),
         "libraries": libraries(),
     }
-    return found
+    values: dict[str, Any] = json.loads(json.dumps(found))
+    return values
 
 
 def change(source: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, float | None]:
