@@ -1,7 +1,8 @@
 """The one quantizer: rounding, GPTQ, AWQ, training and export all call these functions, so their codes agree.
 
 w = (code - zero) * scale, a scale (and a zero point) per group of inputs within a row, computed in float32 (in
-float64 where the weights are). Quantization itself in IEEE operations only, so that every device gives the same bits.
+float64 where the weights are). Under given scales a code is one IEEE division and one rounding, half to even: nothing
+that a device may do in its own way.
 
 Scales have 8 significant bits and lie between 2^-24 and 65280, so that float16, bfloat16 and float32 all hold them
 exactly: readers keep them in the model's type, whichever that is, and GGUF in float16. They are rounded up: then no
