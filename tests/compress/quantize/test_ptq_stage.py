@@ -15,8 +15,9 @@ import torch
 from smelt.checkpoint import Checkpoint, open_checkpoint
 from smelt.compress.quantize import rtn
 from smelt.compress.quantize.calibrated import Calibrated
+from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.quantize.integer import integer_decoder
-from smelt.compress.quantize.ptq_stage import Quantize, in_few_bits
+from smelt.compress.quantize.ptq_stage import Quantize
 from smelt.compress.stage import Progress
 from smelt.compress.walk import walk
 from smelt.core.decoder import DecoderConfig, Family, LayerConfig

@@ -14,8 +14,8 @@ import torch
 from smelt.checkpoint import Checkpoint, open_checkpoint
 from smelt.compress.quantize import rtn
 from smelt.compress.quantize.fake import faked
+from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.quantize.grid import MINMAX, Clip
-from smelt.compress.quantize.ptq_stage import in_few_bits
 from smelt.compress.quantize.qat import QuantizeAware
 from smelt.compress.stage import Progress, Work
 from smelt.core.errors import CheckpointError, InvalidRequestError, TrainingStoppedError

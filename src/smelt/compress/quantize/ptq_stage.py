@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from smelt.checkpoint.compressed_tensors import EMBEDDING, HEAD
@@ -17,7 +16,7 @@ from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.compress.quality import quality
 from smelt.compress.quantize import grid, rtn
 from smelt.compress.quantize.calibrated import Calibrated, Method, Range, layer_errors, plain_statics, stored_weights
-from smelt.compress.quantize.fake import fake_inputs
+from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.quantize.prepare import with_statics
 from smelt.compress.stage import Material, Needs, Work, how
 from smelt.compress.walk import walk
@@ -178,33 +177,6 @@ class Quantize:
         plain = with_statics(plain, plain_statics(kept))
         control = quality(in_few_bits(config, source.tensors, plain, self.scheme).to(device), whole, material)
         return {"before": before, "rtn": control, "after": after}
-
-
-def in_few_bits(
-    config: DecoderConfig,
-    tensors: Mapping[str, NDArray[Any]],
-    quantized: Mapping[str, QuantizedWeight],
-    scheme: Scheme,
-) -> Decoder:
-    """A model of what codes stand for, inputs inside the layers rounded as the scheme says; in floating point.
-
-    The same numbers as `integer_decoder` up to the rounding of sums, at the speed of floating-point products.
-    """
-    made = Decoder.from_tensors(config, rtn.with_rounded(tensors, quantized)).eval()
-    form = scheme.activations
-    if form is None:
-        return made
-    names = {id(parameter): name for name, parameter in made.named_parameters()}
-    for module in made.modules():
-        if isinstance(module, nn.Linear) and ".layers." in (name := names[id(module.weight)]) and name in quantized:
-            weight = quantized[name]
-            static = None if weight.input_scale is None else (weight.input_scale, weight.input_zero)
-
-            def enter(_: nn.Module, given: tuple[Any, ...], static: tuple[float, int] | None = static) -> Any:
-                return (fake_inputs(given[0], form, static),)
-
-            module.register_forward_pre_hook(enter)
-    return made
 
 
 def _bits_per_weight(config: DecoderConfig, scheme: Scheme) -> float:

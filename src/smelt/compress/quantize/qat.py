@@ -18,9 +18,9 @@ from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.compress.quality import quality
 from smelt.compress.quantize import rtn
 from smelt.compress.quantize.fake import FakeDecoder, Noise, faked
+from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.quantize.grid import Clip
 from smelt.compress.quantize.prepare import Statics, calibrated, prepare, with_statics
-from smelt.compress.quantize.ptq_stage import in_few_bits
 from smelt.compress.stage import Needs, Progress, Work, how
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
