@@ -100,9 +100,22 @@ def test_conversations_go_through_the_chat_format_with_one_begin(model: Checkpoi
         assert ids.count(controls["<|bos|>"]) == 1 and ids.count(controls["<|assistant|>"]) == 1
     said = np.concatenate([batch.privileges[batch.segment_ids >= 0] for batch in found.batches])
     assert {Privilege.SYSTEM, Privilege.USER, Privilege.ASSISTANT} == set(said.tolist())
-    completions = [{"prompt": "One, two,", "completion": " three, four, five, six, seven."}] * 3
+    completions = [{"prompt": f"One, two, {i},", "completion": " three, four, five, six, seven."} for i in range(3)]
     found = load_calibration(written(tmp_path, "plain.jsonl", *completions), model, SMALL)
     assert all(ids[0] == controls["<|bos|>"] for ids in ids_of(found))
+
+
+def test_what_is_there_twice_is_taken_once(model: Checkpoint, tmp_path: Path) -> None:
+    lines = [chat("Say one two three.", "One two three it is.")] * 5
+    with pytest.raises(DataError, match=r"different sequences of 32, found \d+ in 1"):
+        load_calibration(written(tmp_path, "same.jsonl", *lines), model, dataclasses.replace(SMALL, least_tokens=60))
+
+
+def test_loops_are_told(model: Checkpoint, tmp_path: Path) -> None:
+    lines = [{"text": "ha " * 40}, {"text": " ".join(f"{i} times {i} is {i * i}." for i in range(20))}]
+    found = load_calibration(written(tmp_path, "loops.jsonl", *lines), model, dataclasses.replace(SMALL, max_len=60))
+    loops = [ids for ids in ids_of(found) if len(ids) == 60 and len(set(ids)) < 6]
+    assert loops and found.source.endswith(f"({len(loops)} of them loops of a few tokens)")
 
 
 def test_long_conversations_are_cut(model: Checkpoint, tmp_path: Path) -> None:
@@ -123,7 +136,7 @@ def test_wrong_or_too_little_is_refused_with_what_would_be_right(model: Checkpoi
         load_calibration(written(tmp_path, "picture.png", "x"), model, SMALL)
     with pytest.raises(InvalidRequestError, match="no finished corpus"):
         load_calibration(str(tmp_path), model, SMALL)
-    with pytest.raises(DataError, match=r"sought at least 20 tokens .* found \d+ in 1; .*let the model write it"):
+    with pytest.raises(DataError, match=r"sought 20 tokens at least.* found \d+ in 1; .*let the model write it"):
         load_calibration(written(tmp_path, "little.txt", "few"), model, SMALL)
     with pytest.raises(DataError, match="found 0 in 0"):
         load_calibration(written(tmp_path, "empty.txt", ""), model, SMALL)
@@ -173,6 +186,9 @@ def test_the_model_writes_the_same_again_and_only_what_is_missing(
     chats = [one for one in sequences[4:8] if controls["<|assistant|>"] in one.ids]
     assert chats  # the second batch are conversations
     assert all(one.ids[1] == controls["<|user|>"] and one.privileges[1] == Privilege.USER for one in chats)
+    inside = frozenset(controls.values()) - {controls["<|end|>"]}
+    assert all(not inside & set(one.ids[1:]) for one in sequences[:4])  # text, not one control id after the other
+    assert all(len(one.ids) > 8 for one in sequences)
     assert "text of the model itself at temperature 0.8" in first.source
 
 

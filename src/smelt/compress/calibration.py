@@ -28,10 +28,13 @@ from smelt.data.packing import Piece, lay_out, pack
 from smelt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from smelt.checkpoint import Checkpoint
     from smelt.train.loop import Stream
 
 SELF = "self"
+_SHORT_LEN = 24  # nothing shorter is called a loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +113,16 @@ def load_calibration(
 
 
 def gathered(documents: Iterable[Encoded], source: str, config: CalibrationConfig, model: Checkpoint) -> Calibration:
-    """Documents, each cut at `max_len`, packed into rows. Raises DataError where they are too little."""
-    pieces = [
-        Piece.of(Encoded(one.ids[: config.max_len + 1], one.loss_mask[: config.max_len + 1], _said(one, config)))
+    """Documents, each cut at `max_len`, packed into rows; equal ones once. Raises DataError where they are too little.
+
+    Where some are loops of a few tokens, `source` says so: a small model that learned answers alone writes such text.
+    """
+    cut = {
+        tuple(one.ids[: config.max_len + 1]): (one.loss_mask[: config.max_len + 1], _said(one, config))
         for one in documents
         if len(one.ids) > 1
-    ]
+    }
+    pieces = [Piece.of(Encoded(list(ids), *others)) for ids, others in cut.items()]
     total = sum(map(len, pieces))
     _check(total, len(pieces), source, config)
     row_len = max(*map(len, pieces), min(config.max_len, total), 1)
@@ -123,7 +130,9 @@ def gathered(documents: Iterable[Encoded], source: str, config: CalibrationConfi
     height = max(1, config.batch_tokens // row_len)
     pad_id = model.config.pad_id or 0
     batches = [lay_out(rows[i : i + height], row_len, pad_id, privileges=True) for i in range(0, len(rows), height)]
-    return _calibration(batches, f"{len(pieces)} sequences of {source}, {total} tokens")
+    loops = sum(_is_loop(piece.inputs) for piece in pieces)
+    told = f" ({loops} of them loops of a few tokens)" if loops else ""
+    return _calibration(batches, f"{len(pieces)} sequences of {source}, {total} tokens{told}")
 
 
 def calibration_of_stream(stream: Stream, source: str, config: CalibrationConfig = CalibrationConfig()) -> Calibration:
@@ -141,11 +150,18 @@ def calibration_of_stream(stream: Stream, source: str, config: CalibrationConfig
     return _calibration(batches, f"{num_rows} rows of {source}, {total} tokens")
 
 
+def _is_loop(ids: NDArray[np.int64]) -> bool:
+    """Fewer than a tenth of its pairs of neighbours are different ones; running text has most of them once."""
+    pairs = set(zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True))
+    return len(ids) > _SHORT_LEN and len(pairs) < 0.1 * len(ids)
+
+
 def _check(total: int, num: int, source: str, config: CalibrationConfig) -> None:
     if total < config.least_tokens:
         raise DataError(
-            f"calibration on {source}: sought at least {config.least_tokens} tokens in up to {config.num_sequences} "
-            f"sequences of {config.max_len}, found {total} in {num}; add text, or let the model write it (`{SELF}`)"
+            f"calibration on {source}: sought {config.least_tokens} tokens at least, in up to {config.num_sequences} "
+            f"different sequences of {config.max_len}, found {total} in {num}; add text, or let the model write it "
+            f"(`{SELF}`)"
         )
 
 

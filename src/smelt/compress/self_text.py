@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from smelt.compress.calibration import CalibrationConfig
 
 _ROWS = 16  # written side by side
-_QUESTION_SHARE = 4  # a user's message takes at most this part of a conversation's room
+_FIRST_LEN = 8  # tokens before which nothing ends
+_QUESTION_LEN = 64  # of a user's message at most, and no more than a quarter of a conversation
 
 
 def written_by(
@@ -84,14 +85,14 @@ class _Writer:
         shape = self.decoder.config
         first = next((one for one in (self.tokenizer.bos_id, shape.bos_id, *shape.eos_ids) if one is not None), 0)
         begin = Encoded([first], b"\x00", bytes([Privilege.ASSISTANT]))
-        return self._continued([begin] * rows, frozenset(shape.eos_ids), self.config.max_len, f"text/{number}")
+        return self._text([begin] * rows, frozenset(shape.eos_ids), self.config.max_len, f"text/{number}")
 
     def conversations(self, number: int, rows: int) -> list[Encoded]:
         """A user's message, then the answer, both the model's."""
         assert self.renderer is not None
         header = _user_header(self.renderer)
-        limit = max(1, self.config.max_len // _QUESTION_SHARE)
-        asked = self._continued([header] * rows, self.renderer.stop_ids, limit, f"question/{number}")
+        limit = max(1, min(_QUESTION_LEN, self.config.max_len // 4))
+        asked = self._text([header] * rows, self.renderer.stop_ids, limit, f"question/{number}")
         prompts = []
         for question in asked:
             text = self.tokenizer.decode(question.ids[len(header.ids) :]).strip() or "?"
@@ -100,26 +101,40 @@ class _Writer:
         room = self.config.max_len - 1
         prompts = [one if len(one.ids) <= room else header for one in prompts]
         longest = self.config.max_len + 1 - max(len(one.ids) for one in prompts)
-        return self._continued(prompts, self.renderer.stop_ids, longest, f"answer/{number}")
+        return self._continued(prompts, self._settings(longest, self.renderer.stop_ids), f"answer/{number}")
 
-    def _continued(self, prompts: Sequence[Encoded], ends: frozenset[int], limit: int, name: str) -> list[Encoded]:
-        settings = OnPolicy(
+    def _text(self, prompts: Sequence[Encoded], ends: frozenset[int], limit: int, name: str) -> list[Encoded]:
+        """Text without control ids, which does not end at once: a model that was taught to answer has not learned to
+        begin, and left alone it draws one control id after the other."""
+        controls = frozenset(self.tokenizer.control_ids.values())
+        first = min(_FIRST_LEN, limit)
+        begun = self._continued(prompts, self._settings(first, frozenset(), controls | ends), f"{name}/first")
+        if first == limit:
+            return begun
+        return self._continued(begun, self._settings(limit - first, ends, controls - ends), name)
+
+    def _settings(self, limit: int, ends: frozenset[int], never: frozenset[int] = frozenset()) -> OnPolicy:
+        vocab_len = min(self.tokenizer.vocab_size, self.decoder.config.vocab_size)
+        return OnPolicy(
             max_new=limit,
             temperature=self.config.temperature,
-            vocab_len=min(self.tokenizer.vocab_size, self.decoder.config.vocab_size),
+            vocab_len=vocab_len,
             end_ids=ends,
+            never_ids=frozenset(one for one in never if one < vocab_len),
         )
+
+    @torch.no_grad()
+    def _continued(self, prompts: Sequence[Encoded], settings: OnPolicy, name: str) -> list[Encoded]:
         seed = hashlib.blake2b(f"{self.config.seed}/{name}".encode(), digest_size=7).digest()
-        with torch.no_grad():
-            drawn = sample(
-                self.decoder,
-                [np.array(prompt.ids, np.int64) for prompt in prompts],
-                settings,
-                limit=limit,
-                generator=torch.Generator().manual_seed(int.from_bytes(seed, "big")),
-                device=self.device,
-                privileges=[np.frombuffer(prompt.privileges, np.uint8) for prompt in prompts],
-            )
+        drawn = sample(
+            self.decoder,
+            [np.array(prompt.ids, np.int64) for prompt in prompts],
+            settings,
+            limit=settings.max_new,
+            generator=torch.Generator().manual_seed(int.from_bytes(seed, "big")),
+            device=self.device,
+            privileges=[np.frombuffer(prompt.privileges, np.uint8) for prompt in prompts],
+        )
         said = bytes([Privilege.ASSISTANT])
         return [
             Encoded(

@@ -28,7 +28,7 @@ _ROUND_S = 0.01  # at least so long is a product repeated for one sample
 
 def sparsity(matrices: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     """By matrix the share of its weights that are zero."""
-    return {name: 1.0 - np.count_nonzero(matrix_OI) / matrix_OI.size for name, matrix_OI in matrices.items()}
+    return {name: 1.0 - int(np.count_nonzero(matrix_OI)) / matrix_OI.size for name, matrix_OI in matrices.items()}
 
 
 def stored_bytes(

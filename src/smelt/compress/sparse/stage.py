@@ -168,7 +168,7 @@ def facts_of(source: Checkpoint, model: Decoder, matrices: tuple[str, ...], patt
     dtype = stored_dtype(source)
     return {
         "sparsity": by_matrix,
-        "zeros": zeros / sum(matrix_OI.size for matrix_OI in after.values()),
+        "zeros": float(zeros / sum(matrix_OI.size for matrix_OI in after.values())),
         "bytes_before": sizes.stored_bytes((source.tensors[name] for name in after), dtype),
         "bytes_after": sizes.stored_bytes(after.values(), dtype, pattern),
         "product_us": {"matrix": widest, **sizes.product_times(source.tensors[widest], after[widest])},

@@ -30,7 +30,7 @@ class OnPolicy:
 
     A document's prompt is what stands before its first learned token; a document learned from its start is cut at a
     random place. Up to `max_new` tokens are drawn at `temperature` from the first `vocab_len` ids; an id of `end_ids`
-    ends a continuation and is scored with it.
+    ends a continuation and is scored with it; an id of `never_ids` is not drawn.
 
     What is drawn is a function of (seed, batch, the student's weights): no counter has to survive a resume, and the
     same batch of a later epoch gets other draws.
@@ -41,6 +41,7 @@ class OnPolicy:
     temperature: float = 1.0
     vocab_len: int
     end_ids: frozenset[int] = frozenset()
+    never_ids: frozenset[int] = frozenset()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,7 +53,8 @@ class OnPolicy:
     @property
     def name(self) -> str:
         """What decides the draws."""
-        return f"on_policy={self.share:g} max_new={self.max_new} T={self.temperature:g} seed={self.seed}"
+        never = f" never={sorted(self.never_ids)}" if self.never_ids else ""
+        return f"on_policy={self.share:g} max_new={self.max_new} T={self.temperature:g} seed={self.seed}{never}"
 
     @torch.no_grad()
     def continued(self, model: Decoder, batch: Batch, device: torch.device) -> Batch | None:
@@ -167,6 +169,7 @@ def _at(place: int, lengths: NDArray[np.int64], limit: int) -> NDArray[np.int64]
 def _draw(logits_BV: Tensor, settings: OnPolicy, uniform_B: NDArray[np.float64]) -> Ids:
     """One id a row, by inverting the cumulative distribution in float64: the same on every device."""
     logits = logits_BV[:, : settings.vocab_len].double().cpu() / settings.temperature
+    logits[:, sorted(settings.never_ids)] = -torch.inf
     cumulative = logits.softmax(-1).cumsum(-1)
     goal = torch.from_numpy(uniform_B)[:, None] * cumulative[:, -1:]
     drawn: Ids = torch.searchsorted(cumulative, goal, right=True)[:, 0].clamp_max(settings.vocab_len - 1).numpy()
