@@ -23,6 +23,7 @@ _QUOTED = re.compile(
     r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|《[^》\n]{1,80}》"
 )
 _LINK = re.compile(r"https?://|www\.[a-z0-9-]+\.")
+_SENTENCE = re.compile(r"[^.!?。！？\n]*[.!?。！？\n]?")
 _SECTION = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
 
 
@@ -38,6 +39,10 @@ class Limits:
     variety: int
 
 
+_Entry = tuple[float, float]
+"""Weight of a term or pattern, and the points it gives a page."""
+
+
 @dataclass(slots=True)
 class WordList:
     """One file of `words/`: weighed terms, phrases and patterns, and the words of texts about the subject."""
@@ -47,28 +52,37 @@ class WordList:
     patterns: list[tuple[re.Pattern[str], float]] = field(default_factory=list)
     groups: frozenset[str] = frozenset()
     about: tuple[str, ...] = ()
+    reported: tuple[str, ...] = ()
+    heads: frozenset[str] = frozenset()
+    reports: re.Pattern[str] | None = None
 
 
 LIMITS: Mapping[str, Limits] = {
-    "hate": Limits(points=3, density=1.5, variety=1),
-    "adult": Limits(points=4, density=2.0, variety=3),
-    "spam": Limits(points=4, density=2.5, variety=3),
+    "hate": Limits(points=3, density=2.0, variety=2),
+    "adult": Limits(points=5, density=4.0, variety=4),
+    "spam": Limits(points=4.5, density=4.5, variety=4),
 }
+
+
+ABOUT_POINTS = 2.0  # what a word of a text about the subject speaks for it
 
 
 def points(page: Page, subject: str, *, quoted: bool = True) -> tuple[float, int]:
     """(points, different entries) of a page by the lists of its own language and of English.
 
     One term counts at most as much as all other entries together: it may be a name (Gardner & Dyke, Pussy Riot) or the
-    very subject of a page. quoted: count what stands in quotation marks too.
+    very subject of a page. quoted: count what stands in quotation marks, and in sentences that tell what others say.
     """
-    text = page.lower if quoted else _QUOTED.sub(" ", page.lower)
-    terms, patterns = list[float](), list[float]()
+    text = page.lower if quoted else _own_words(page, subject)
+    terms, patterns = list[_Entry](), list[_Entry]()
     for words in _lists(page, subject):
-        terms += _term_points(page, text, words)
-        patterns += _pattern_points(page, text, words)
-    rest = sum(terms) - max(terms, default=0.0) + sum(patterns)
-    return rest + min(rest, max(terms, default=0.0)), len(terms) + len(patterns)
+        terms += _terms(page, text, words)
+        patterns += _patterns(page, text, words)
+    if max((weight for weight, _ in terms + patterns), default=0.0) < 1:  # words that mean other things as well
+        return 0.0, 0
+    most = max((score for _, score in terms), default=0.0)
+    rest = sum(score for _, score in terms + patterns) - most
+    return rest + min(rest, most), len(terms) + len(patterns)
 
 
 def about(page: Page, subject: str) -> int:
@@ -80,24 +94,33 @@ def about(page: Page, subject: str) -> int:
     )
 
 
+def _own_words(page: Page, subject: str) -> str:
+    """The text without quotations and without sentences that report ("he was called a ...", "the slur ...")."""
+    text = _QUOTED.sub(" ", page.lower)
+    for words in _lists(page, subject):
+        if (reports := words.reports) is not None:
+            text = " ".join(sentence for sentence in _SENTENCE.findall(text) if not reports.search(sentence))
+    return text
+
+
 def _lists(page: Page, subject: str) -> list[WordList]:
     return [word_list(subject, language) for language in sorted({page.document.language, "en"} & set(LANGUAGES))]
 
 
-def _term_points(page: Page, text: str, words: WordList) -> list[float]:
-    """Points of each term and phrase that is there."""
-    found = [weight * text.count(phrase) for phrase, weight in words.phrases.items() if phrase in text]
+def _terms(page: Page, text: str, words: WordList) -> list[_Entry]:
+    """Each term and phrase that is there."""
+    found = [(weight, weight * text.count(phrase)) for phrase, weight in words.phrases.items() if phrase in text]
     for term in page.counts.keys() & words.terms.keys():  # whole words, of which `text` may hold fewer than the page
         if count := min(page.counts[term], text.count(term)):
-            found.append(words.terms[term] * count)
+            found.append((words.terms[term], words.terms[term] * count))
     return found
 
 
-def _pattern_points(page: Page, text: str, words: WordList) -> list[float]:
-    """Points of each pattern that is there; they speak of groups of people, so other pages are not searched."""
-    groups = any(group in text for group in words.groups) if page.is_chinese else page.counts.keys() & words.groups
-    found = (weight * len(pattern.findall(text)) for pattern, weight in words.patterns) if groups else ()
-    return [score for score in found if score]
+def _patterns(page: Page, text: str, words: WordList) -> list[_Entry]:
+    """Each pattern that is there; they speak of groups of people, so other pages are not searched."""
+    groups = any(group in text for group in words.heads) if page.is_chinese else page.counts.keys() & words.heads
+    found = ((weight, weight * len(pattern.findall(text))) for pattern, weight in words.patterns) if groups else ()
+    return [entry for entry in found if entry[1]]
 
 
 def _rule(subject: str) -> Filter:
@@ -114,7 +137,7 @@ def _rule(subject: str) -> Filter:
             return None
         score, variety = points(page, subject, quoted=False)
         score += more
-        if variety < limits.variety or score < least or score <= about(page, subject):
+        if variety < limits.variety or score < least or score <= ABOUT_POINTS * about(page, subject):
             return None
         return f"{100 * score / units:.1f} points per 100 words"
 
@@ -140,9 +163,11 @@ def word_list(subject: str, language: str) -> WordList:
         if mark := _SECTION.fullmatch(line):
             section, weight = mark[1], float(mark[2] or 1)
         elif section == "groups":
-            found.groups |= frozenset(line.split())
+            found.groups |= frozenset(group.replace("_", " ") for group in line.split())
         elif section == "about":
             found.about += tuple(line.split())
+        elif section == "reported":
+            found.reported += tuple(line.split("|"))
         elif section == "terms":
             # Chinese has no spaces between words, so its terms are looked for like phrases
             (found.phrases if language == "zh" else found.terms).update(dict.fromkeys(line.split(), weight))
@@ -151,6 +176,10 @@ def word_list(subject: str, language: str) -> WordList:
             found.patterns.append((re.compile(line[3:].replace("{group}", group)), weight))
         else:
             found.phrases |= dict.fromkeys(line.split("|"), weight)
+    found.heads = found.groups if language == "zh" else frozenset(group.split()[0] for group in found.groups)
+    if found.reported:
+        edge = "" if language == "zh" else r"\b"
+        found.reports = re.compile(f"{edge}(?:{'|'.join(map(re.escape, found.reported))}){edge}")
     return found
 
 

@@ -22,31 +22,36 @@ PLACEHOLDERS = {
     "national id": "[ID]",
 }
 
+# Chinese puts no space between words and a number or an address, so its characters end neither.
+_HAN = "\u3400-\u9fff"
+_LETTER = rf"[^\W{_HAN}]"
 _EMAIL = re.compile(
-    r"(?<![\w.+%@/:-])[\w.+%-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,62})\.){1,6}[A-Za-z]{2,24}(?![\w@])"
+    rf"(?<![.+%@/:-])(?<!{_LETTER})(?:{_LETTER}|[.+%-]){{1,64}}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{{0,62}})\.){{1,6}}"
+    rf"[A-Za-z]{{2,24}}(?!{_LETTER}|@)"
 )
 _RESERVED_HOST = re.compile(
     r"@(?:[\w-]+\.)*(?:example(?:\.(?:com|net|org))?|test|invalid|localhost|local|internal)$", re.I
 )
 # These begin with a set of characters and not with a look-behind, which makes `re` about five times faster; what may
 # not stand before a match is looked at afterwards.
-_IPV4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
+_IPV4 = re.compile(rf"\d{{1,3}}(?:\.\d{{1,3}}){{3}}(?!{_LETTER}|\.\d)")
 _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 _PENSION_ID = re.compile(r"\d{2}[ ]?\d{6}[ ]?[A-Z][ ]?\d{3}(?![A-Za-z0-9])")
 _KNOWN_ADDRESSES = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222"})
 _STUCK = re.compile(r"[A-Za-z0-9.]$")
-_NUMBER = re.compile(r"[+(\d](?:[ ().\-/\u2013]{0,2}\d){6,22}[Xx]?(?![\w%]|[.,/:-]\d)")
-_STUCK_NUMBER = re.compile(r"[\w.,/%=#$€£¥:+\-−–—×]$")
+_UNITS = "元年月号页台人件万亿米克个次册卷亩吨"  # a number before one of these counts something
+_NUMBER = re.compile(rf"[+(\d](?:[ ().\-/\u2013]{{0,2}}\d){{6,22}}[Xx]?(?!{_LETTER}|[%{_UNITS}]|[.,/:-]\d)")
+_STUCK_NUMBER = re.compile(rf"(?:{_LETTER}|[.,/%=#$€£¥:+\-−–—×)\]])$")
 _NOT_A_PHONE = re.compile(
     r"(?:isbn|issn|oclc|doi|pmid|lccn|ean|gtin|art(?:ikel|\.)?|nr|no|num(?:ber|mer)?|id|code|编号|货号|型号|书号|第|v|version)"
     r"[-.:#s ：]{0,4}(?:10|13)?[:： ]{0,2}$",
     re.IGNORECASE,
 )
 _PHONE_WORD = re.compile(
-    r"(?:tel(?:e[fp]h?on)?(?:nummer)?|fon|phone(?: number)?|fax|mobile?|handy|cell|call|ruf(?:nummer)?|whatsapp"
-    r"|电话|手机|热线|传真|致电|微信)[^\w\n]{0,4}(?:is|at|us at|us on|on|nr|no|unter|us)?[.:： ]{0,3}$",
+    r"(?:telefon(?:nummer)?|telephone|phone(?: number)?|\b(?:tel|fon|fax|mobile?|handy|cell|call|ruf(?:nummer)?)"
+    r"|whatsapp|电话|手机|热线|传真|致电|微信)[^\w\n]{0,4}(?:is|at|us at|us on|on|nr|no|unter|us)?[.:： ]{0,3}$",
     re.IGNORECASE,
 )
 _TAX_WORD = re.compile(
@@ -55,13 +60,15 @@ _TAX_WORD = re.compile(
 _SSN = re.compile(r"(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}")
 _CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -]?)\d{6}\2\d{5}")
 _PHONE_FORMS = (
-    re.compile(r"\+ ?[1-9][\d ().\-/\u2013]{6,24}"),
+    re.compile(r"\+(?!\d+\.\d+$)[1-9][\d ().\-/\u2013]{6,24}"),
     re.compile(r"(?:1[ .-])?\(?[2-9]\d{2}\)?[ .-][2-9]\d{2}[.-]\d{4}"),
     re.compile(r"\([2-9]\d{2}\) ?[2-9]\d{2}[ .-]?\d{4}"),
     re.compile(r"\(0\d{2,5}\) ?/? ?\d[\d -]{3,10}"),
     re.compile(r"0\d{2,4} ?/ ?\d{3,}[\d -]{0,8}"),
     re.compile(r"0\d{2,4}[ ]?[–-][ ]?\d{6,9}"),
     re.compile(r"01[5-7]\d ?\d{7,8}"),
+    re.compile(r"0[1-9]\d{1,3} \d{3,6}[ -]\d{2,5}"),  # 020 7946 0021, 040 66969-144
+    re.compile(r"0[1-9]\d{2,4} \d{6,7}"),  # 01632 960331
     re.compile(r"1(?:3\d|4[5-9]|5[0-35-9]|6[2567]|7[0-8]|8\d|9[0-35-9])[ -]?\d{4}[ -]?\d{4}(?<!0000)"),
     re.compile(r"[48]00-\d{3}-\d{4}|[48]00-\d{4}-\d{3}"),
 )
