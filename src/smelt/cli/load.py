@@ -54,7 +54,7 @@ def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[E
     from smelt.checkpoint import open_checkpoint, resolve_model
     from smelt.engine.engine import Engine
     from smelt.generate.options import LLMOptions, window
-    from smelt.native import NativeRunner
+    from smelt.native import NativeRunner, native_weights
 
     checkpoint = open_checkpoint(resolve_model(model))
     config = checkpoint.config
@@ -63,7 +63,7 @@ def load_engine(model: str, *, weights: str = "w8", threads: int = 0) -> tuple[E
     runner = NativeRunner(
         config,
         checkpoint.tensors,
-        weights=options.weights,
+        weights=native_weights(options.weights, checkpoint.quantized, checkpoint.scheme),
         num_blocks=limits.num_blocks,
         block_size=options.block_size,
         num_threads=options.threads,

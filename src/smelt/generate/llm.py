@@ -100,7 +100,7 @@ class LLM:
         where the native core is not built or the weights are not finite. Imports no torch.
         """
         from smelt.checkpoint import open_checkpoint
-        from smelt.native import NativeRunner
+        from smelt.native import NativeRunner, native_weights
         from smelt.tokenizer import Tokenizer
 
         folder = Path(folder)
@@ -116,7 +116,7 @@ class LLM:
         runner = NativeRunner(
             checkpoint.config,
             checkpoint.tensors,
-            weights=options.weights,
+            weights=native_weights(options.weights, checkpoint.quantized, checkpoint.scheme),
             num_blocks=limits.num_blocks,
             block_size=options.block_size,
             num_threads=options.threads,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from smelt.core.errors import EngineError
 from smelt.core.step import StepResult
 from smelt.native.extension import core
+from smelt.native.formats import Integers, Weights
 from smelt.native.machine import choose_threads
 from smelt.native.weights import build_model
 
@@ -25,8 +26,9 @@ BLOCK_SIZES = (16, 32, 64)
 class NativeRunner:
     """A decoder on this machine's processor. One native call a step, the interpreter lock released during it.
 
-    weights "w8": 8-bit weights in groups of 32 and int8 activations; "fp32": exact. The pool of num_blocks * block_size
-    tokens of keys and values takes memory only as it is written. num_threads None: what the machine grants
+    weights "w8": 8-bit weights in groups of 32 and int8 activations; "fp32": exact; Integers: matrices that come in few
+    bits run as they are, the others as with "w8", and `tensors` need not have the former. The pool of num_blocks *
+    block_size tokens of keys and values takes memory only as it is written. num_threads None: what the machine grants
     (machine.choose_threads). isa None: the best instruction set found; "portable" forces the fallback.
 
     Tensors are read one by one and repacked; nothing of `tensors` is kept. A result depends on nothing but its own
@@ -39,21 +41,21 @@ class NativeRunner:
         config: DecoderConfig,
         tensors: Mapping[str, NDArray[np.floating]],
         *,
-        weights: Literal["fp32", "w8"] = "w8",
+        weights: Weights = "w8",
         num_blocks: int,
         block_size: int = 16,
         num_threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        if weights not in ("fp32", "w8"):
-            raise EngineError(f"weights are {weights!r}; sought 'fp32' or 'w8'")
+        if not (isinstance(weights, Integers) or weights in ("fp32", "w8")):
+            raise EngineError(f"weights are {weights!r}; sought 'fp32', 'w8' or Integers")
         if block_size not in BLOCK_SIZES:
             raise EngineError(f"block_size is {block_size}; sought one of {BLOCK_SIZES}")
         if num_blocks < 1 or num_blocks * block_size >= 2**31:
             raise EngineError(f"num_blocks is {num_blocks}; sought at least 1 and fewer than 2^31 tokens in all")
         if num_threads is not None and not 1 <= num_threads <= 256:
             raise EngineError(f"num_threads is {num_threads}; sought 1..256")
-        model = build_model(config, tensors, quantized=weights == "w8", isa=isa)
+        model = build_model(config, tensors, weights=weights, isa=isa)
         self.isa: str = model.isa
         self.weight_bytes: int = model.weight_bytes
         self.num_threads = num_threads or choose_threads().threads

@@ -6,6 +6,7 @@ The core knows no checkpoint: it takes matrices and vectors by its own slot name
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from smelt.core.decoder import MATRICES
 from smelt.core.errors import EngineError
 from smelt.native.extension import core
+from smelt.native.formats import ROUNDED, Integers, Weights, form_of, inputs_of, joined
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,9 +25,12 @@ MAX_SIZE = 1 << 24  # of any one dimension; keeps every 32-bit index of the core
 
 
 def build_model(
-    config: DecoderConfig, tensors: Mapping[str, NDArray[np.floating]], *, quantized: bool, isa: str | None
+    config: DecoderConfig, tensors: Mapping[str, NDArray[np.floating]], *, weights: Weights, isa: str | None
 ) -> Any:
-    """A `_core.Model` with every weight in place. Raises EngineError for what is missing, misshapen or not finite."""
+    """A `_core.Model` with every weight in place.
+
+    Raises EngineError for what is missing, misshapen, not finite or in a format the core does not run.
+    """
     _check(config)
     try:
         model = core().Model(
@@ -35,26 +40,90 @@ def build_model(
                 for i, layer in enumerate(config.layers)
             ],
             [(rope.inv_freq(config.head_dim), rope.cos_sin_factor()) for rope in config.ropes],
-            quantized,
+            weights != "fp32",
             isa or "",
         )
     except (ValueError, MemoryError) as error:
         raise EngineError(str(error) or "no memory for the weights") from error
+    integers = weights if isinstance(weights, Integers) else Integers({})
+    for fused in _fused(config):
+        if any(name in integers.matrices for _, name in fused.slots):
+            _put_integers(model, fused, integers)
     for layer, slot, name in _slots(config):
-        if name not in tensors:
-            raise EngineError(f"tensor {name} is missing")
-        array = np.ascontiguousarray(tensors[name], dtype=np.float32)
-        if slot.endswith("_norm"):
-            array = array + np.float32(config.norm_offset)
-        try:
-            (model.put_matrix if array.ndim == 2 else model.put_vector)(layer, slot, array)
-        except (ValueError, TypeError) as error:
-            raise EngineError(f"tensor {name} of shape {array.shape}: {error}") from error
+        if name not in integers.matrices:
+            _put(model, layer, slot, name, tensors, np.float32(config.norm_offset if slot.endswith("_norm") else 0.0))
     try:
         model.finish()
     except ValueError as error:
         raise EngineError(str(error)) from error
     return model
+
+
+def _put(
+    model: Any, layer: int, slot: str, name: str, tensors: Mapping[str, NDArray[np.floating]], offset: np.float32
+) -> None:
+    if name not in tensors:
+        raise EngineError(f"tensor {name} is missing")
+    array = np.ascontiguousarray(tensors[name], dtype=np.float32)
+    if offset:
+        array = array + offset
+    try:
+        (model.put_matrix if array.ndim == 2 else model.put_vector)(layer, slot, array)
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"tensor {name} of shape {array.shape}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """A matrix of the core and the tensors it is made of, by slot."""
+
+    layer: int
+    matrix: str
+    slots: tuple[tuple[str, str], ...]
+
+
+def _fused(config: DecoderConfig) -> Iterator[_Fused]:
+    yield _Fused(-1, "embedding", (("embedding", "model.embed_tokens.weight"),))
+    if not config.tie_embeddings:
+        yield _Fused(-1, "head", (("head", "lm_head.weight"),))
+    for i, layer in enumerate(config.layers):
+        if layer.weights is not None:
+            continue
+        names = {stem.partition(".")[2]: f"model.layers.{i}.{stem}_proj.weight" for stem in MATRICES}
+        for matrix, slots in (("qkv", "q k v"), ("o", "o"), ("gate_up", "gate up"), ("down", "down")):
+            yield _Fused(i, matrix, tuple((slot, names[slot]) for slot in slots.split()))
+
+
+def _put_integers(model: Any, fused: _Fused, integers: Integers) -> None:
+    """A fused matrix in the form that its quantized parts join in; a part that comes as floats is put by `_put`."""
+    parts = {name: integers.matrices[name] for _, name in fused.slots if name in integers.matrices}
+    forms = [form_of(name, part) for name, part in parts.items()]
+    form = joined(forms if len(parts) == len(fused.slots) else [*forms, ROUNDED])
+    inputs = inputs_of(list(parts), list(parts.values()), integers.activations if fused.layer >= 0 else None)
+    kind = core()
+    try:
+        model.refit(
+            fused.layer,
+            fused.matrix,
+            kind.Format(form.bits, form.units_per_scale, form.has_zeros, form.float_scales),
+            kind.Input(inputs.kind, inputs.symmetric, inputs.scale, inputs.zero),
+        )
+        for slot, name in fused.slots:
+            if name not in parts:
+                continue
+            part = parts[name]
+            zeros = None if part.zeros is None else np.ascontiguousarray(part.zeros, np.int8)
+            model.put_codes(
+                fused.layer,
+                slot,
+                np.ascontiguousarray(part.codes, np.int8),
+                np.ascontiguousarray(part.scales, np.float32),
+                zeros,
+                part.format.group_size or part.codes.shape[1],
+                part.format.bits,
+            )
+    except (ValueError, TypeError) as error:
+        raise EngineError(f"{' and '.join(parts)}: {error}") from error
 
 
 def _slots(config: DecoderConfig) -> Iterator[tuple[int, str, str]]:

@@ -1,12 +1,14 @@
 // The Python face of the core; smelt.native.runner wraps it with types and error classes.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 
 #include "bandwidth.h"
@@ -21,6 +23,7 @@ namespace smelt {
 namespace {
 
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Codes = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <typename T>
@@ -70,6 +73,22 @@ nb::object logits(Runner& runner, nb::handle batch_object) {
   return to_numpy(std::move(result.logits), {size_t(reader.batch().num_tokens()), size_t(runner.limits().vocab_size)});
 }
 
+nb::object product(const Kernels& kernels, const Linear& linear, const float* x, int num_tokens, int k) {
+  Activations in;
+  in.reserve(num_tokens, k, linear.quantized());
+  for (int t = 0; t < num_tokens; ++t) {
+    std::copy_n(x + size_t(t) * size_t(k), k, in.row(t));
+    in.quantize(kernels, t, linear.input());
+  }
+  std::vector<float> padded(size_t(num_tokens) * size_t(linear.out_stride())), out;
+  linear.multiply(kernels, in, 0, num_tokens, 0, linear.num_blocks(), padded.data(), linear.out_stride());
+  for (int t = 0; t < num_tokens; ++t) {
+    const auto row = padded.begin() + int64_t(t) * linear.out_stride();
+    out.insert(out.end(), row, row + linear.rows());
+  }
+  return to_numpy(std::move(out), {size_t(num_tokens), size_t(linear.rows())});
+}
+
 // x [T, K] times the transpose of weights [N, K], through the packed format: [T, N]. For tests and benchmarks of kernels.
 nb::object multiply(Matrix weights, Matrix x, bool quantized, const std::string& isa) {
   const Kernels& kernels = kernels_named(isa);
@@ -77,19 +96,54 @@ nb::object multiply(Matrix weights, Matrix x, bool quantized, const std::string&
   if (rows == 0 || k == 0 || int(x.shape(1)) != k) throw std::invalid_argument("sought [N, K] and [T, K], none empty");
   Linear linear(rows, k, quantized);
   for (int i = 0; i < rows; ++i) linear.put_row(i, weights.data() + size_t(i) * size_t(k));
-  Activations in;
-  in.reserve(num_tokens, k, quantized);
-  for (int t = 0; t < num_tokens; ++t) {
-    std::copy_n(x.data() + size_t(t) * size_t(k), k, in.row(t));
-    in.quantize(kernels, t);
+  return product(kernels, linear, x.data(), num_tokens, k);
+}
+
+// Codes [N, K], scales and perhaps zero points [N, G] as rows; throws where they do not belong together or are out of range.
+CodesRow rows_of(const Codes& codes, const Matrix& scales, const std::optional<Codes>& zeros, int group, int bits) {
+  const size_t n = codes.shape(0), k = codes.shape(1), groups = scales.shape(1);
+  if (group < 1 || groups != (k + size_t(group) - 1) / size_t(group) || scales.shape(0) != n ||
+      (zeros && (zeros->shape(0) != n || zeros->shape(1) != groups)))
+    throw std::invalid_argument("scales and zero points do not belong to codes " + std::to_string(n) + "x" + std::to_string(k));
+  const int most = (1 << (bits - 1)) - 1;
+  for (const Codes* part : {&codes, zeros ? &*zeros : nullptr})
+    for (size_t i = 0; part && bits < 8 && i < part->size(); ++i)
+      if (part->data()[i] < -most - 1 || part->data()[i] > most) throw std::invalid_argument("a code is beyond " + std::to_string(bits) + " bits");
+  for (size_t i = 0; i < scales.size(); ++i)
+    if (!(scales.data()[i] - scales.data()[i] == 0.0f)) throw std::invalid_argument("the scales hold NaN or infinity");
+  return {codes.data(), scales.data(), zeros ? zeros->data() : nullptr, group};
+}
+
+// x [T, K] times the transpose of quantized weights [N, K], in the given format: [T, N]. For tests and benchmarks of kernels.
+nb::object multiply_codes(Codes codes, Matrix scales, std::optional<Codes> zeros, int group, const Format& format,
+                          const Input& input, Matrix x, const std::string& isa) {
+  const Kernels& kernels = kernels_named(isa);
+  CodesRow from = rows_of(codes, scales, zeros, group, format.bits);
+  const int rows = int(codes.shape(0)), k = int(codes.shape(1)), num_tokens = int(x.shape(0));
+  Linear linear(rows, k, format, input);
+  if (int(x.shape(1)) != k || !linear.holds(format.bits, group, zeros.has_value())) throw std::invalid_argument("the format does not hold the codes");
+  for (int i = 0; i < rows; ++i) {
+    linear.put_codes(i, from);
+    from.codes += k;
+    from.scales += scales.shape(1);
+    if (from.zeros) from.zeros += scales.shape(1);
   }
-  std::vector<float> padded(size_t(num_tokens) * size_t(linear.out_stride())), out;
-  linear.multiply(kernels, in, 0, num_tokens, 0, linear.num_blocks(), padded.data(), linear.out_stride());
-  for (int t = 0; t < num_tokens; ++t) {
-    const auto row = padded.begin() + int64_t(t) * linear.out_stride();
-    out.insert(out.end(), row, row + rows);
-  }
-  return to_numpy(std::move(out), {size_t(num_tokens), size_t(rows)});
+  return product(kernels, linear, x.data(), num_tokens, k);
+}
+
+void bind_formats(nb::module_& m) {
+  nb::class_<Format>(m, "Format")
+      .def("__init__", [](Format* self, int bits, int groups_per_scale, bool has_zeros, bool float_scales) {
+        if ((bits != 4 && bits != 8) || groups_per_scale < 1) throw std::invalid_argument("sought 4 or 8 bits, and groups");
+        new (self) Format{bits, groups_per_scale, has_zeros, float_scales};
+      }, "bits"_a, "groups_per_scale"_a, "has_zeros"_a, "float_scales"_a);
+  nb::class_<Input>(m, "Input")
+      .def("__init__", [](Input* self, const std::string& kind, bool symmetric, float scale, int zero) {
+        if (kind != "group" && kind != "token" && kind != "tensor") throw std::invalid_argument("no input is called " + kind);
+        if (kind == "tensor" && !(scale > 0.0f && scale - scale == 0.0f && zero >= -128 && zero <= 127))
+          throw std::invalid_argument("an input scale must be finite and above 0, its zero point within -128..127");
+        new (self) Input{kind == "group" ? Input::kGroup : (kind == "token" ? Input::kToken : Input::kTensor), symmetric, scale, zero};
+      }, "kind"_a, "symmetric"_a = true, "scale"_a = 0.0f, "zero"_a = 0);
 }
 
 void bind_model(nb::module_& m) {
@@ -114,6 +168,13 @@ void bind_model(nb::module_& m) {
         nb::gil_scoped_release release;
         model.put_matrix(layer, slot, values.data(), int(values.shape(0)), int(values.shape(1)));
       }, "layer"_a, "slot"_a, "values"_a.noconvert())
+      .def("refit", &Model::refit, "layer"_a, "matrix"_a, "format"_a, "input"_a)
+      .def("put_codes", [](Model& model, int layer, const std::string& slot, Codes codes, Matrix scales, std::optional<Codes> zeros,
+                           int group, int bits) {
+        const CodesRow from = rows_of(codes, scales, zeros, group, bits);
+        nb::gil_scoped_release release;
+        model.put_codes(layer, slot, from, bits, int(codes.shape(0)), int(codes.shape(1)), int(scales.shape(1)));
+      }, "layer"_a, "slot"_a, "codes"_a.noconvert(), "scales"_a.noconvert(), "zeros"_a.noconvert().none(), "group"_a, "bits"_a)
       .def("put_vector", [](Model& model, int layer, const std::string& slot, Vector values) {
         model.put_vector(layer, slot, values.data(), int(values.shape(0)));
       }, "layer"_a, "slot"_a, "values"_a.noconvert())
@@ -133,11 +194,13 @@ void bind_model(nb::module_& m) {
 
 NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);  // threads of a runner that lives until exit are the operating system's to end
+  bind_formats(m);
   bind_model(m);
   m.def("best_isa", [] { return find_kernels(nullptr)->name; });
   m.def("has_isa", [](const std::string& name) { return find_kernels(name.c_str()) != nullptr; }, "name"_a);
   m.def("counter_uniform", &counter_uniform, "seed"_a, "draw"_a);
   m.def("multiply", &multiply, "weights"_a, "x"_a, "quantized"_a, "isa"_a);
+  m.def("multiply_codes", &multiply_codes, "codes"_a, "scales"_a, "zeros"_a.none(), "group"_a, "format"_a, "input"_a, "x"_a, "isa"_a);
   m.def("read_bandwidth", [](int num_threads, size_t num_bytes) {
     nb::gil_scoped_release release;
     return read_bandwidth(num_threads, num_bytes, *find_kernels(nullptr));

@@ -26,18 +26,32 @@ struct GemmF32 {
   int num_tokens, k, first_block, last_block;
 };
 
-// The same with 8-bit weights and activations, summed exactly within groups of 32.
-// weights: row blocks of `block_bytes`; in each, bfloat16 scales [G][8], padded to 64 bytes (`scale_bytes`), then int8
-// [G][8][8 rows][4 k]. bfloat16 has float's range, so no matrix is too small or too large for it, and widening is a shift.
-struct GemmQ8 {
+// The same with integer weights and 8-bit activations, summed exactly within groups of 32.
+// weights: row blocks of `block_bytes`; in each, scales [S][8] in bfloat16 or float, zero points int8 [S][8] where there are
+// any, and the codes, which begin at a multiple of 64. A scale covers `groups_per_scale` groups. Codes of 8 bits: int8
+// [G][8][8 rows][4 k]; of 4 bits: [G][4][8 rows][4 k] bytes of two, plus 8: k of the first half of the group in the low
+// nibbles, of the second in the high ones. bfloat16 has float's range, and widening it is a shift.
+struct GemmQ {
   const uint8_t* weights;
-  const float* bias;  // or null
-  const int8_t* x;       // [T, 32 G]
-  const float* x_scale;  // [T, G]
-  const int32_t* x_sum;  // [T, G], sum of the group, for instruction sets that multiply unsigned by signed
+  const float* bias;       // or null
+  const float* row_sums;   // [N], of the weights; read where `shift` is not null
+  const int8_t* x;         // [T, 32 G]
+  const float* x_scale;    // [T, G]
+  const int32_t* x_sum;    // [T, G], sum of the group
+  const float* shift;      // [T], added as often as a weight says: what a zero point of the activations takes off; or null
   float* out;
-  size_t block_bytes, scale_bytes, out_stride;
-  int num_tokens, num_groups, first_block, last_block;
+  size_t block_bytes, zeros_at, codes_at, out_stride;
+  int num_tokens, num_groups, groups_per_scale, first_block, last_block;
+  int bits;
+  bool has_zeros, float_scales;
+  bool full_range;  // activations reach -128: AVX2's quickest way to multiply does not
+};
+
+// How a row of activations is rounded where it is not by its own groups: one scale for all of it, its own or a given one.
+struct RowFormat {
+  bool dynamic, symmetric;
+  float scale;
+  int zero;
 };
 
 // Causal attention of one key/value head for `num_tokens` consecutive tokens and the `group` query heads that share it.
@@ -64,9 +78,13 @@ inline size_t attend_scratch_floats(int group, int head_dim, int block_size) {
 struct Kernels {
   const char* name;
   void (*gemm_f32)(const GemmF32&);
-  void (*gemm_q8)(const GemmQ8&);
+  void (*gemm_q)(const GemmQ&);
   // x [32 * groups] -> int8, scale absmax/127 and sum of the int8 per group; a group with NaN or infinity gets scale NaN.
   void (*quantize)(const float* x, int num_groups, int8_t* q, float* scale, int32_t* sum);
+  // The same for a whole row (or, where the scale is given, a part), whose one scale is written to every group: absmax/127,
+  // or (max - min)/255 about a zero point. shift: -scale * zero point.
+  void (*quantize_row)(const float* x, int num_groups, const RowFormat& format, int8_t* q, float* scale, int32_t* sum,
+                       float* shift);
   // out = x / sqrt(mean(x^2) + eps) * weight over n values; `padded` values are read and written.
   void (*rms_norm)(const float* x, const float* weight, int n, int padded, float eps, float* out);
   void (*add)(float* x, const float* y, int padded);

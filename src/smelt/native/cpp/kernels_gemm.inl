@@ -30,83 +30,36 @@ void tile_f32(const GemmF32& g, int block, int token) {
   }
 }
 
-// One group of a tile: B row blocks' codes, T tokens' values and their sums.
-template <int B, int T>
-struct Group {
-  const int8_t* w[B];
-  const int8_t* x[T];
-  int32_t sum[T];
-};
+// Scales and zero points of a block's eight rows.
+template <bool kFloat>
+inline f8 load_scale(const uint8_t* scales, int index) {
+  if (kFloat) return load(reinterpret_cast<const float*>(scales) + size_t(index) * kLanes);
+  return load_bf16(reinterpret_cast<const uint16_t*>(scales) + size_t(index) * kLanes);
+}
 
-// Integer part of one group: sum over 32 k of weight * x, for B x 8 rows and T tokens. Exact everywhere.
-#if defined(SMELT_VNNI)
-template <int B, int T>
-inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
-  // The instruction multiplies unsigned by signed: weight + 128, and 128 * sum taken off beforehand.
-  __m256i acc[B][T];
-  for (int t = 0; t < T; ++t)
-    for (int b = 0; b < B; ++b) acc[b][t] = _mm256_set1_epi32(-128 * g.sum[t]);
-  for (int j = 0; j < 8; ++j)
-    for (int b = 0; b < B; ++b) {
-      const __m256i w = _mm256_xor_si256(load_bytes(g.w[b] + j * 32), _mm256_set1_epi8(-128));
-      for (int t = 0; t < T; ++t) acc[b][t] = dpbusd(acc[b][t], w, splat_bytes(g.x[t] + j * 4));
-    }
-  for (int b = 0; b < B; ++b)
-    for (int t = 0; t < T; ++t) memcpy(&out[b][t], &acc[b][t], sizeof(i8));
-}
-#elif defined(SMELT_AVX2)
-template <int B, int T>
-inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
-  // |weight| times x with the weight's sign: 128 * 127 * 2 fits int16, so nothing saturates.
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i acc[B][T];
-  for (int b = 0; b < B; ++b)
-    for (int t = 0; t < T; ++t) acc[b][t] = _mm256_setzero_si256();
-  for (int j = 0; j < 8; ++j)
-    for (int b = 0; b < B; ++b) {
-      const __m256i w = load_bytes(g.w[b] + j * 32), magnitude = _mm256_abs_epi8(w);
-      for (int t = 0; t < T; ++t) {
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(splat_bytes(g.x[t] + j * 4), w));
-        acc[b][t] = _mm256_add_epi32(acc[b][t], _mm256_madd_epi16(pairs, ones));
-      }
-    }
-  for (int b = 0; b < B; ++b)
-    for (int t = 0; t < T; ++t) memcpy(&out[b][t], &acc[b][t], sizeof(i8));
-}
+inline i8 load_zeros(const int8_t* p) {
+#ifdef SMELT_AVX2
+  i8 wide;
+  const __m256i found = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  memcpy(&wide, &found, sizeof wide);
+  return wide;
 #else
-template <int B, int T>
-inline void group_dots(const Group<B, T>& g, i8 (*out)[T]) {
-  // Products of two int8 fit int16. Lanes are (row, k): half the rows at a time, the four k of a row added at the end.
-  typedef int8_t Bytes __attribute__((vector_size(16)));
-  typedef int16_t Halves __attribute__((vector_size(32)));
-  typedef int32_t Words __attribute__((vector_size(64)));
-  for (int b = 0; b < B; ++b)
-    for (int t = 0; t < T; ++t)
-      for (int half = 0; half < 2; ++half) {
-        Words acc = {};
-        for (int j = 0; j < 8; ++j) {
-          Bytes w, x;
-          memcpy(&w, g.w[b] + j * 32 + half * 16, sizeof w);
-          for (int row = 0; row < 4; ++row) memcpy(reinterpret_cast<char*>(&x) + row * 4, g.x[t] + j * 4, 4);
-          acc += __builtin_convertvector(__builtin_convertvector(w, Halves) * __builtin_convertvector(x, Halves), Words);
-        }
-        for (int row = 0; row < 4; ++row)
-          out[b][t][half * 4 + row] = (acc[row * 4] + acc[row * 4 + 1]) + (acc[row * 4 + 2] + acc[row * 4 + 3]);
-      }
-}
+  return i8{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]};
 #endif
+}
 
-template <int B, int T>
-void tile_q8(const GemmQ8& g, int block, int token) {
-  const uint16_t* scales[B];
+// Form: which of the layouts of GemmQ, see TileQ.
+template <typename Form, int B, int T>
+void tile_q(const GemmQ& g, int block, int token) {
+  constexpr int kGroupBytes = kLanes * kGroup * Form::kBits / 8;
+  const uint8_t* base[B];
   const int32_t* sums[T];
   const float* x_scale[T];
   Group<B, T> at;
   f8 acc[B][T];
   for (int b = 0; b < B; ++b) {
-    const uint8_t* base = g.weights + size_t(block + b) * g.block_bytes;
-    scales[b] = reinterpret_cast<const uint16_t*>(base);
-    at.w[b] = reinterpret_cast<const int8_t*>(base + g.scale_bytes);
+    base[b] = g.weights + size_t(block + b) * g.block_bytes;
+    at.w[b] = reinterpret_cast<const int8_t*>(base[b] + g.codes_at);
   }
   const size_t groups = size_t(g.num_groups);
   for (int t = 0; t < T; ++t) {
@@ -116,24 +69,33 @@ void tile_q8(const GemmQ8& g, int block, int token) {
   }
   for (int b = 0; b < B; ++b)
     for (int t = 0; t < T; ++t) acc[b][t] = splat(0.0f);
+  int index = 0, left = g.groups_per_scale;
   for (size_t group = 0; group < groups; ++group) {
     i8 dots[B][T];
     if (T == 1)  // one token reads from memory: a kilobyte ahead keeps the stream going
       for (int b = 0; b < B; ++b)
-        for (int line = 0; line < 4; ++line) __builtin_prefetch(at.w[b] + 1024 + line * 64);
+        for (int line = 0; line < kGroupBytes / 64; ++line) __builtin_prefetch(at.w[b] + 1024 + line * 64);
     for (int t = 0; t < T; ++t) at.sum[t] = sums[t][group];
-    group_dots<B, T>(at, dots);
+    if (Form::kHasZeros)
+      for (int b = 0; b < B; ++b)
+        at.zero[b] = load_zeros(reinterpret_cast<const int8_t*>(base[b] + g.zeros_at) + size_t(index) * kLanes);
+    group_dots<Form>(at, dots);
     for (int b = 0; b < B; ++b) {
-      const f8 scale = load_bf16(scales[b] + group * kLanes);
+      const f8 scale = load_scale<Form::kFloatScales>(base[b], index);
       for (int t = 0; t < T; ++t) acc[b][t] = fma(to_float(dots[b][t]), scale * splat(x_scale[t][group]), acc[b][t]);
-      at.w[b] += kLanes * kGroup;
+      at.w[b] += kGroupBytes;
     }
     for (int t = 0; t < T; ++t) at.x[t] += kGroup;
+    if (--left == 0) {
+      left = g.groups_per_scale;
+      ++index;
+    }
   }
   for (int b = 0; b < B; ++b) {
     const size_t row = size_t(block + b) * kLanes;
     for (int t = 0; t < T; ++t) {
       f8 v = acc[b][t];
+      if (g.shift) v = fma(load(g.row_sums + row), splat(g.shift[token + t]), v);
       if (g.bias) v = v + load(g.bias + row);
       store(g.out + size_t(token + t) * g.out_stride + row, v);
     }
@@ -151,15 +113,18 @@ struct TileF32 {
     tile_f32<B, T>(g, block, token);
   }
 };
-struct TileQ8 {
+template <int Bits, bool HasZeros, bool FloatScales, bool FullRange>
+struct TileQ {
+  static constexpr int kBits = Bits;
+  static constexpr bool kHasZeros = HasZeros, kFloatScales = FloatScales, kFullRange = FullRange;
 #ifdef SMELT_AVX2
   static constexpr int kTokens = 2;
 #else
   static constexpr int kTokens = 1;
 #endif
   template <int B, int T>
-  static void run(const GemmQ8& g, int block, int token) {
-    tile_q8<B, T>(g, block, token);
+  static void run(const GemmQ& g, int block, int token) {
+    tile_q<TileQ, B, T>(g, block, token);
   }
 };
 
@@ -186,7 +151,21 @@ void gemm_f32(const GemmF32& g) {
   for (; block < g.last_block; ++block) tile_f32<1, 1>(g, block, 0);
 }
 
-void gemm_q8(const GemmQ8& g) { over_blocks<TileQ8, 2>(g); }
+template <int Bits, bool FullRange>
+void gemm_of(const GemmQ& g) {
+  if (g.has_zeros) return g.float_scales ? over_blocks<TileQ<Bits, true, true, FullRange>, 2>(g)
+                                         : over_blocks<TileQ<Bits, true, false, FullRange>, 2>(g);
+  return g.float_scales ? over_blocks<TileQ<Bits, false, true, FullRange>, 2>(g)
+                        : over_blocks<TileQ<Bits, false, false, FullRange>, 2>(g);
+}
+
+void gemm_q(const GemmQ& g) {
+  if (g.bits == 4) return gemm_of<4, false>(g);
+#if defined(SMELT_AVX2) && !defined(SMELT_VNNI)
+  if (g.full_range) return gemm_of<8, true>(g);
+#endif
+  gemm_of<8, false>(g);
+}
 
 }  // namespace
 }  // namespace smelt

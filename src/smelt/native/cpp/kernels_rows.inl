@@ -32,6 +32,54 @@ void quantize(const float* x, int num_groups, int8_t* q, float* scale, int32_t* 
   }
 }
 
+// The least and the greatest of a row, 0 among them; both NaN where a value is NaN or infinite.
+inline void range_of(const float* x, int n, float* lowest, float* highest) {
+  f8 low = splat(0.0f), high = splat(0.0f), sound = splat(0.0f);
+  for (int i = 0; i < n; i += kLanes) {
+    const f8 v = load(x + i);
+    sound = sound + (v - v);  // 0, and NaN for what is not finite
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+  }
+  *lowest = -greatest(-low) + sum(sound);
+  *highest = greatest(high) + sum(sound);
+}
+
+void quantize_row(const float* x, int num_groups, const RowFormat& format, int8_t* q, float* scale, int32_t* sum, float* shift) {
+  float low, high, step = format.scale;
+  range_of(x, num_groups * kGroup, &low, &high);
+  const bool sound = low == low && high == high;
+  int zero = format.zero;
+  const f8 magic = splat(12582912.0f);
+  if (format.dynamic) {
+    step = format.symmetric ? (high > -low ? high : -low) / 127.0f : (high - low) / 255.0f;
+    step = step == 0.0f ? 1.0f : (step < 1.17549435e-38f ? 1.17549435e-38f : step);
+    zero = 0;
+    if (!format.symmetric && sound) {
+      const f8 down = (splat(low / step) + magic) - magic;
+      zero = -128 - int(down[0]);
+      zero = zero > 127 ? 127 : zero;
+    }
+  }
+  if (shift) *shift = -step * float(zero);
+  const f8 most = splat(1024.0f), divisor = splat(step), offset = splat(float(zero));
+  for (int group = 0; group < num_groups; ++group, x += kGroup, q += kGroup) {
+    i8 total = splat(0);
+    for (int i = 0; i < kGroup; i += kLanes) {
+      f8 scaled = sound ? load(x + i) / divisor : splat(0.0f);
+      scaled = scaled > most ? most : (scaled < -most ? -most : scaled);  // codes end long before
+      f8 code = ((scaled + magic) - magic) + offset;
+      code = code < splat(-128.0f) ? splat(-128.0f) : (code > splat(127.0f) ? splat(127.0f) : code);
+      const i8 rounded = __builtin_convertvector(code, i8);
+      total += rounded;
+      for (int lane = 0; lane < kLanes; ++lane) q[i + lane] = int8_t(rounded[lane]);
+    }
+    scale[group] = sound ? step : __builtin_nanf("");
+    sum[group] = 0;
+    for (int i = 0; i < kLanes; ++i) sum[group] += total[i];
+  }
+}
+
 void rms_norm(const float* x, const float* weight, int n, int padded, float eps, float* out) {
   f8 squares = splat(0.0f);
   for (int i = 0; i < padded; i += kLanes) {

@@ -96,6 +96,36 @@ static Place find_place(const Shape& shape, Layer* layer, Linear& embedding, Lin
   throw std::invalid_argument("no matrix is called " + slot);
 }
 
+void Model::refit(int layer, const std::string& matrix, const Format& format, const Input& input) {
+  const int hidden = shape_.hidden_size, inner = round_up(shape_.intermediate_size, kStripe);
+  if (layer < 0) {
+    if (matrix != "embedding" && (matrix != "head" || shape_.tie_embeddings)) throw std::invalid_argument("no matrix is called " + matrix);
+    (matrix == "head" ? head_ : embedding_) = Linear(shape_.vocab_size, hidden, format, input);
+    return;
+  }
+  Linear Layer::*one = &Layer::down;
+  Residue Layer::*residue = &Layer::down_residue;
+  int rows = hidden, k = shape_.intermediate_size;
+  if (matrix == "qkv") {
+    one = &Layer::qkv, residue = &Layer::qkv_residue;
+    rows = shape_.q_size() + 2 * shape_.kv_size(), k = hidden;
+  } else if (matrix == "o") {
+    one = &Layer::o, residue = &Layer::o_residue;
+    k = shape_.q_size();
+  } else if (matrix == "gate_up") {
+    one = &Layer::gate_up, residue = &Layer::gate_up_residue;
+    rows = 2 * inner, k = hidden;
+  } else if (matrix != "down") {
+    throw std::invalid_argument("no matrix is called " + matrix);
+  }
+  const Linear made(rows, k, format, input);
+  for (Layer& each : layers_) {
+    if (each.home != layer) continue;
+    each.*one = made.sharing();
+    (each.*residue).reduce.set_input(input);  // it multiplies the same activations
+  }
+}
+
 // The place of "q_reduce", "q_expand" and so on, from that of "q".
 static Place find_residue(const Shape& shape, Layer& layer, const Place& whole, const std::string& slot) {
   const size_t end = slot.rfind('_');
@@ -128,11 +158,30 @@ void Model::put_matrix(int layer, const std::string& slot, const float* values, 
   if (rows != place.rows || cols != place.cols)
     throw std::invalid_argument(slot + " has shape " + std::to_string(rows) + "x" + std::to_string(cols) + "; sought " +
                                 std::to_string(place.rows) + "x" + std::to_string(place.cols));
+  if (place.linear->quantized() && !place.linear->holds(8, kGroup, false))
+    throw std::invalid_argument(slot + " comes as floats, which its matrix was not made for");
   std::vector<float> wide(size_t(place.linear->k()));
   for (int i = 0; i < rows; ++i) {
     std::copy_n(values + size_t(i) * size_t(cols), size_t(cols), wide.begin() + place.column);
     if (!place.linear->put_row(place.row(i), wide.data()))
       throw std::invalid_argument(slot + " holds NaN or infinity in row " + std::to_string(i));
+  }
+  num_rows_put_ += size_t(rows);
+}
+
+void Model::put_codes(int layer, const std::string& slot, CodesRow from, int bits, int rows, int cols, int num_scales) {
+  Layer* owner = layer < 0 ? nullptr : &layers_.at(size_t(layer));
+  const Place place = find_place(shape_, owner, embedding_, head_, slot);
+  if (rows != place.rows || cols != place.cols)
+    throw std::invalid_argument(slot + " has shape " + std::to_string(rows) + "x" + std::to_string(cols) + "; sought " +
+                                std::to_string(place.rows) + "x" + std::to_string(place.cols));
+  if (!place.linear->holds(bits, from.group, from.zeros != nullptr) || num_scales != (cols + from.group - 1) / from.group)
+    throw std::invalid_argument(slot + " has groups of " + std::to_string(from.group) + ", which its matrix was not made for");
+  for (int i = 0; i < rows; ++i) {
+    place.linear->put_codes(place.row(i), from);
+    from.codes += cols;
+    from.scales += num_scales;
+    if (from.zeros) from.zeros += num_scales;
   }
   num_rows_put_ += size_t(rows);
 }

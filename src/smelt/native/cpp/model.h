@@ -68,8 +68,13 @@ class Model {
  public:
   Model(const Shape& shape, std::vector<Layer> layers, std::vector<Rope> ropes, bool quantized, const Kernels& kernels);
 
+  // Exchanges a matrix ("qkv", "o", "gate_up", "down"; layer -1: "embedding", "head") for one of another format, before
+  // anything is put into it. Layers that share it have the new one.
+  void refit(int layer, const std::string& matrix, const Format& format, const Input& input);
   // Weights come one tensor at a time under the names of smelt.native.weights; throws std::invalid_argument.
   void put_matrix(int layer, const std::string& slot, const float* values, int rows, int cols);
+  // Rows of integers of so many bits; `from` is the first of them, `num_scales` the scales of each.
+  void put_codes(int layer, const std::string& slot, CodesRow from, int bits, int rows, int cols, int num_scales);
   void put_vector(int layer, const std::string& slot, const float* values, int n);
   // Throws std::invalid_argument where something is still missing.
   void finish() const;

@@ -195,7 +195,7 @@ void Runner::attention_layer(const Pass& pass, int index, Stream& stream, Range 
   for (int t = tokens.first; t < tokens.last; ++t) {
     if (!layer.entry.empty()) kernels_.add(stream.x.row(t), layer.entry.data(), stride);
     kernels_.rms_norm(stream.x.row(t), layer.attn_norm.data(), shape.hidden_size, stride, shape.norm_eps, stream.normed.row(t));
-    stream.normed.quantize(kernels_, t);
+    stream.normed.quantize(kernels_, t, layer.qkv.input());
   }
   meet(pass);
   Range blocks = share(layer.qkv.num_blocks(), 2, thread);
@@ -209,7 +209,7 @@ void Runner::attention_layer(const Pass& pass, int index, Stream& stream, Range 
   Activations& mixed = pass.small ? stream.mixed : attended_;
   for (int t = tokens.first; t < tokens.last; ++t) {
     if (pass.small) std::copy_n(attended_.row(t), size_t(attended_.stride()), mixed.row(t));
-    mixed.quantize(kernels_, t);
+    mixed.quantize(kernels_, t, layer.o.input());
   }
   meet(pass);
   blocks = share(layer.o.num_blocks(), 2, thread);
@@ -223,11 +223,12 @@ void Runner::mlp_layer(const Pass& pass, const Layer& layer, Stream& stream, Ran
   const int num_tokens = int(pass.tokens.size()), stride = stream.x.stride(), gate_stride = layer.gate_up.out_stride();
   for (int t = tokens.first; t < tokens.last; ++t) {
     kernels_.rms_norm(stream.x.row(t), layer.mlp_norm.data(), shape.hidden_size, stride, shape.norm_eps, stream.normed.row(t));
-    stream.normed.quantize(kernels_, t);
+    stream.normed.quantize(kernels_, t, layer.gate_up.input());
   }
   meet(pass);
   constexpr int kBlocks = 2 * kStripe / kLanes;  // of a stripe of gate and one of up
   const Range stripes = share(layer.gate_up.num_blocks() / kBlocks, 1, thread);
+  const bool whole_rows = model_->quantized() && layer.down.input().kind == Input::kToken;  // no stripe alone knows the scale
   for (int first = 0; first < num_tokens; first += kGateTokens) {
     const int count = std::min(kGateTokens, num_tokens - first);
     multiply(layer.gate_up, layer.gate_up_residue, stream.normed, first, count, {stripes.first * kBlocks, stripes.last * kBlocks},
@@ -237,10 +238,15 @@ void Runner::mlp_layer(const Pass& pass, const Layer& layer, Stream& stream, Ran
         const float* gate = gate_up_.as<float>() + size_t(t) * size_t(gate_stride) + size_t(stripe) * 2 * kStripe;
         kernels_.gated(gate, gate + kStripe, kStripe, shape.gelu, inner_.row(first + t) + size_t(stripe) * kStripe);
       }
-      inner_.quantize(kernels_, first + t, stripes.first, stripes.last);
+      if (!whole_rows) inner_.quantize(kernels_, first + t, layer.down.input(), stripes.first, stripes.last);
     }
   }
   pool_.barrier();
+  if (whole_rows) {
+    const Range own = share(num_tokens, 1, thread);
+    for (int t = own.first; t < own.last; ++t) inner_.quantize(kernels_, t, layer.down.input());
+    pool_.barrier();
+  }
   const Range blocks = share(layer.down.num_blocks(), 2, thread);
   multiply(layer.down, layer.down_residue, inner_, 0, num_tokens, blocks, output_.as<float>(), stride, thread);
   pool_.barrier();
@@ -336,7 +342,7 @@ void Runner::find_logits(const Pass& pass, Stream& stream, int thread) {
     for (int r = thread; r < count; r += num_active_) {
       const float* x = stream.x.row(pass.rows[size_t(first + r)].token);
       kernels_.rms_norm(x, model_->final_norm(), shape.hidden_size, stream.x.stride(), shape.norm_eps, head_in_.row(r));
-      head_in_.quantize(kernels_, r);
+      head_in_.quantize(kernels_, r, head.input());
     }
     pool_.barrier();
     head.multiply(kernels_, head_in_, 0, count, blocks.first, blocks.last, logits_.as<float>(), head.out_stride());
