@@ -24,7 +24,7 @@ from smelt.train.recipe import with_settings
 KEPT = 0.7
 """Share of the parameters that a prune without a target leaves."""
 
-_GROUPS = (64, 32, 16, 8)  # of 4-bit weights: the widest that divides every row
+_GROUPS = (64, 32)  # of 4-bit weights: the widest that divides every row; the native core runs no narrower ones
 
 
 def _w8(config: DecoderConfig) -> Quantize:

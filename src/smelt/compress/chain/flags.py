@@ -11,7 +11,8 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "prune": ("parameters", "bytes", "speed"),
     "share": ("parameters", "bytes"),
     "sparsify": ("bytes", "speed"),
-    "quantize": ("bytes", "speed"),
+    "quantize": ("bytes",),  # not speed: weights in floating point are served in 8 bits too
+    "quantize-aware": ("bytes",),
     "linearise": ("speed",),
     "distil": ("quality",),
     "finetune": ("quality",),

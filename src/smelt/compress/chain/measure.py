@@ -11,6 +11,7 @@ from smelt.checkpoint import Checkpoint
 from smelt.compress.chain.speed import SpeedSettings, measure_speed
 from smelt.compress.chain.store import Artifact
 from smelt.compress.quality import quality
+from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.stage import Material
 from smelt.model.decoder import Decoder
 
@@ -53,6 +54,4 @@ def decoder_of(checkpoint: Checkpoint) -> Decoder:
     """What the folder computes, in floating point: of weights in few bits what they stand for, inputs rounded too."""
     if checkpoint.scheme is None:
         return Decoder.from_tensors(checkpoint.config, checkpoint.tensors)
-    from smelt.compress.quantize.few_bits import in_few_bits
-
     return in_few_bits(checkpoint.config, checkpoint.tensors, checkpoint.quantized, checkpoint.scheme)
