@@ -1,6 +1,6 @@
 """Speed and memory of an artifact, measured in a process of its own so that peak memory is its alone. No torch.
 
-    python -m smelt.compress.chain.speed FOLDER [--rounds N] [--weights stored|w8|fp32] [--threads N]
+    python -m smelt.compress.chain.speed FOLDER [--rounds N] [--weights served|fp32] [--threads N]
 
 prints one JSON object: prefill and decode in tokens per second, round by round, and the peak of resident memory.
 """
@@ -17,19 +17,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-Form = Literal["stored", "w8", "fp32"]
+Form = Literal["served", "fp32"]
 _TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedSettings:
-    """How an artifact is run. weights: "stored" runs what the folder holds (floating point as fp32), "w8" repacks it.
+    """How an artifact is run. weights: "served" as `smelt serve` does (floating point repacked to 8 bits), or "fp32".
 
     rounds: samples of each figure. threads 0: what the machine allows. rounds 0: speed is not measured.
     """
 
     rounds: int = 9
-    weights: Form = "stored"
+    weights: Form = "served"
     threads: int = 0
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     from smelt.engine.engine import Engine
     from smelt.engine.measure import Lengths, measure
     from smelt.generate.options import LLMOptions, window
-    from smelt.native import NativeRunner
+    from smelt.native import NativeRunner, native_weights
 
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -101,12 +101,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     asked = parser.parse_args()
     checkpoint = open_checkpoint(asked.folder)
-    form: Literal["fp32", "w8"] = "w8" if asked.weights == "w8" else "fp32"
     limits = window(checkpoint.config, LLMOptions(kv_bytes=256 << 20))
     runner = NativeRunner(
         checkpoint.config,
         checkpoint.tensors,
-        weights=form,
+        weights=native_weights("fp32" if asked.weights == "fp32" else "w8", checkpoint.quantized, checkpoint.scheme),
         num_blocks=limits.num_blocks,
         num_threads=asked.threads or None,
     )
@@ -117,7 +116,7 @@ def main() -> None:
         "prefill": [sample.prefill_tok_s for sample in samples],
         "decode": [sample.decode_tok_s for sample in samples],
         "peak_memory_bytes": _peak_bytes(),
-        "weights": form,
+        "weights": asked.weights,
         "threads": runner.num_threads,
     }
     sys.stdout.write(json.dumps(told) + "\n")
