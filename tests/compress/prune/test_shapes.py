@@ -120,6 +120,7 @@ def test_widths_suit_the_size_and_favour_32() -> None:
     assert widths(512, Limits()) == [320, 352, 384, 416, 448, 480, 512]
     assert widths(192, Limits()) == [128, 160, 192]
     assert widths(48, Limits()) == [32, 40, 48]
+    assert widths(192, Limits(), 6) == [120, 144, 168, 192], "six heads leave no other multiple of 32"
     assert widths(100, Limits(multiple=25)) == [75, 100]
     assert widths(96, Limits(width=0.0)) == [96]
 
@@ -147,5 +148,15 @@ def test_the_rank_is_by_what_is_lost_at_its_price() -> None:
 
 def test_every_shape_is_enumerated_once() -> None:
     found = list(shapes(SOURCE, Limits()))
-    assert len(found) == len(set(found)) == (3 + 1) * 7 * 3  # widths with 8 heads and with 6, MLPs, depths
+    assert len(found) == len(set(found)) == (3 + 4) * 7 * 3  # widths with 8 heads and with 6, MLPs, depths
     assert Shape.of(SOURCE) in found
+
+
+def test_no_width_is_left_that_the_remaining_heads_do_not_divide() -> None:
+    """The source's own width included: 200 goes with ten heads and with eight, not with six."""
+    config = tiny_config("llama", hidden_size=200, intermediate_size=256, num_heads=10, num_kv_heads=5)
+    found = [(shape.num_kv_heads * shape.heads_per_group, shape.hidden_size) for shape in shapes(config, Limits())]
+    assert {heads for heads, hidden in found if hidden == 200} == {10, 8}
+    assert all(hidden % heads == 0 for heads, hidden in found)
+    free = replace(config, family="qwen2")
+    assert {6, 8, 10} == {s.num_kv_heads * s.heads_per_group for s in shapes(free, Limits()) if s.hidden_size == 200}
