@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from smelt.checkpoint import open_checkpoint, save_checkpoint
 from smelt.checkpoint.packing import PACKED_BITS, pack, unpack
 from smelt.checkpoint.quantized import QuantizedWeight
-from smelt.checkpoint.safetensors import FloatDtype, SafetensorsFile
+from smelt.checkpoint.safetensors import FloatDtype, SafetensorsFile, write_file
 from smelt.core.decoder import DecoderConfig
+from smelt.core.errors import CheckpointError, UnsupportedError
 from smelt.core.quantization import ActivationFormat, Scheme, WeightFormat
 from smelt.model.decoder import Decoder
 from tests.tiny import random_tensors, tiny_config
@@ -184,7 +185,7 @@ def test_a_plain_folder_has_nothing_quantized(tmp_path: Path) -> None:
 
 
 def load(folder: Path) -> Any:
-    """The folder in transformers, in float32. Everything on disk must have found its place, and nothing been made up."""
+    """The folder in transformers, in float32. All that is on disk must have found its place, and nothing been made up."""
     pytest.importorskip("compressed_tensors", reason="the independent reader is not installed (compressed-tensors)")
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     # Gemma's constant is reported where the embedding is quantized: that library makes it a tensor; its value is right.
@@ -255,3 +256,177 @@ def test_transformers_computes_what_the_codes_stand_for(case: str, name: str, tm
         assert float(off.max()) <= 1e-4
     else:  # an input half-way between two codes falls to either side by the last digit of what came before
         assert float(off.median()) <= 1e-4 and float(off.max()) <= 1e-2
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the section of config.json in place."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config["quantization_config"])
+    path.write_text(json.dumps(config))
+
+
+def group(section: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = section["config_groups"]["group_0"]
+    return found
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "method": (lambda s: s.update(quant_method="gptq"), "quant_method = 'gptq'"),
+    "format": (lambda s: group(s).update(format="nvfp4-pack-quantized"), "format = 'nvfp4-pack-quantized'"),
+    "marlin": (lambda s: (s.update(format="marlin-24"), group(s).pop("format")), "format = 'marlin-24'"),
+    "status": (lambda s: s.update(quantization_status="initialized"), "quantization_status"),
+    "kv cache": (lambda s: s.update(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme"),
+    "sparsity": (lambda s: s.update(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config"),
+    "preset": (lambda s: s["config_groups"].update(W8A8=["Linear"]), "schemes by name"),
+    "outputs": (lambda s: group(s).update(output_activations={"num_bits": 8}), "output_activations"),
+    "float": (lambda s: group(s)["weights"].update(type="float"), "type = 'float'"),
+    "block": (lambda s: group(s)["weights"].update(strategy="block"), "strategy = 'block'"),
+    "order": (lambda s: group(s)["weights"].update(actorder="group"), "actorder = 'group'"),
+    "3 bits": (lambda s: group(s)["weights"].update(num_bits=3), "packed are 2, 4, 8"),
+    "inputs": (lambda s: group(s).update(input_activations={"num_bits": 4, "strategy": "tensor"}), "8 bits"),
+    "token": (lambda s: group(s).update(input_activations={"dynamic": True, "strategy": "group"}), "'group'"),
+    "unknown": (lambda s: s.update(rotation="hadamard"), "rotation = 'hadamard'"),
+    "pattern": (lambda s: group(s).update(targets=["re:(a+)+$"]), "no group"),
+    "repeats": (lambda s: group(s).update(targets=["re:.*.*.*.*.*x"]), "four single characters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_not_read_is_named(case: str, tmp_path: Path) -> None:
+    change, about = UNSUPPORTED[case]
+    folder = make_folder(tmp_path / "model", tiny_config(), SCHEMES["w4-channel"])
+    open_checkpoint(folder)
+    edit(folder, change)
+    with pytest.raises(UnsupportedError, match=re.escape(about)):
+        open_checkpoint(folder)
+
+
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no groups": (lambda s: s.update(config_groups={}), "at least one group"),
+    "no method": (lambda s: s.pop("quant_method"), "quant_method is missing"),
+    "targets": (lambda s: group(s).update(targets="Linear"), "a list of strings"),
+    "regex": (lambda s: group(s).update(targets=["re:("]), "a regular expression"),
+    "bits": (lambda s: group(s)["weights"].update(num_bits=16), "2..8"),
+    "group size": (lambda s: group(s)["weights"].update(strategy="group", group_size=16), "weight_scale is F32"),
+    "odd group": (lambda s: group(s)["weights"].update(strategy="group", group_size=20), "no multiple of 20"),
+    "asymmetric": (lambda s: group(s)["weights"].update(symmetric=False), "zero_point missing"),
+    "8 bits": (lambda s: group(s)["weights"].update(num_bits=8), "weight_packed is I32"),
+    "as bytes": (lambda s: group(s).update(format="naive-quantized"), "missing"),
+    "ignored": (lambda s: s.update(ignore=["re:.*down_proj"]), "missing"),
+    "static": (
+        lambda s: group(s).update(input_activations={"num_bits": 8, "strategy": "tensor"}), "input_scale missing"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_section_that_the_tensors_belie_is_refused(case: str, tmp_path: Path) -> None:
+    change, about = MALFORMED[case]
+    folder = make_folder(tmp_path / "model", tiny_config(), SCHEMES["w4-channel"])
+    edit(folder, change)
+    with pytest.raises(CheckpointError, match=re.escape(about)):
+        open_checkpoint(folder)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, NDArray[Any]]], Any]) -> None:
+    """Change tensors of a folder, each kept in its own type."""
+    file = SafetensorsFile(folder / "model.safetensors")
+    arrays = {name: file.stored(name).copy() for name in file}
+    change(arrays)
+    kinds = {np.dtype("i1"): "I8", np.dtype("<i4"): "I32", np.dtype("<i8"): "I64"}
+    dtypes: Any = {name: kinds[array.dtype] for name, array in arrays.items() if array.dtype in kinds}
+    write_file(folder / "model.safetensors", arrays, "F32", dtypes=dtypes)
+
+
+Q = "model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "about"),
+    [
+        ("w4-channel", lambda a: a.update({Q + "weight_shape": np.array([64, 49])}), "does not say [64, 48]"),
+        ("w4-channel", lambda a: a[Q + "weight_scale"].fill(np.nan), "NaN or infinity"),
+        ("w4-channel", lambda a: a.update({Q + "weight_zero_point": np.ones((64, 1), np.int8)}), "is not 0"),
+        ("w3", lambda a: a[Q + "weight"].fill(5), "codes beyond 3 bits"),
+        ("w8a8-static", lambda a: a[Q + "input_scale"].fill(0.0), "input_scale is 0"),
+        ("w8a8-static", lambda a: a.update({Q + "input_zero_point": np.ones(1, np.int8)}), "is not 0"),
+        ("w8a8-static", lambda a: a["lm_head.weight_scale"].fill(2.0), "to which it is tied"),
+        ("w8a8-static", lambda a: a.update({Q + "weight_g_idx": np.zeros(48, np.int32)}), "not called for"),
+    ],
+)
+def test_tensors_that_lie_are_refused(
+    name: str, change: Callable[[dict[str, NDArray[Any]]], Any], about: str, tmp_path: Path
+) -> None:
+    config = tiny_config(tie_embeddings=name == "w8a8-static")
+    folder = make_folder(tmp_path / "model", config, SCHEMES[name])
+    rewrite(folder, change)
+    with pytest.raises(CheckpointError, match=re.escape(about)):
+        opened = open_checkpoint(folder)
+        opened.quantized[Q + "weight"]
+
+
+def test_zero_points_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
+    """Earlier writers left them in symmetric folders; and a scale a row may come without its second axis."""
+    config = tiny_config()
+    _, matrices = quantized_model(config, SCHEMES["w8"])
+    folder = make_folder(tmp_path / "model", config, SCHEMES["w8"])
+    rewrite(folder, lambda a: a.update({Q + "weight_zero_point": np.zeros((64, 1), np.int8)}))
+    rewrite(folder, lambda a: a.update({Q + "weight_scale": a[Q + "weight_scale"].reshape(-1)}))
+    opened = open_checkpoint(folder)
+    assert_same(opened.quantized[Q + "weight"], matrices[Q + "weight"])
+    assert Q + "weight_zero_point" not in opened.tensors
+
+
+def test_the_most_exact_target_wins(tmp_path: Path) -> None:
+    """A module's own name before a pattern, a pattern before its class, `ignore` before all."""
+    config = tiny_config(num_layers=2)
+    tensors, matrices = quantized_model(config, Scheme(weights=INT4_G16))
+    down = {name: quantized_matrix((48, 64), INT8_G16, i) for i, name in enumerate(matrices) if "down" in name}
+    first, second = down
+    down[second] = quantized_matrix((48, 64), INT8, 9)
+    whole = {**matrices, **down}
+    save_checkpoint(tmp_path / "model", config, tensors, quantized=whole)
+
+    def change(section: dict[str, Any]) -> None:
+        by_targets = {tuple(body["targets"]): body for body in section["config_groups"].values()}
+        assert set(by_targets) == {(first[:-7],), (second[:-7],), ("Linear",)}
+        by_targets[first[:-7],]["targets"] = ["re:.*down_proj$"]
+        section["ignore"] = ["lm_head"]
+
+    edit(tmp_path / "model", change)
+    opened = open_checkpoint(tmp_path / "model")
+    for name, weight in whole.items():
+        assert_same(opened.quantized[name], weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "about"),
+    [
+        ({"format": WeightFormat(bits=4, group_size=20)}, "do not divide its 64 inputs"),
+        ({"format": WeightFormat(bits=2, group_size=16)}, "sought int8 codes -2..1"),
+        ({"codes": np.zeros((3, 3), np.int8)}, "codes have shape [3, 3]"),
+        ({"scales": np.full((48, 4), np.inf, np.float32)}, "sought finite scales"),
+        ({"scales": np.ones((48, 3), np.float32)}, "sought finite scales of shape [48, 4]"),
+        ({"zeros": np.zeros((48, 4), np.int8)}, "sought zero points"),
+        ({"input_scale": 0.5}, "sought an input scale where"),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_not_saved(change: dict[str, Any], about: str, tmp_path: Path) -> None:
+    config, scheme = tiny_config(), Scheme(weights=INT4_G16)
+    tensors, matrices = quantized_model(config, scheme)
+    matrices[DOWN] = dataclasses.replace(matrices[DOWN], **change)
+    with pytest.raises(CheckpointError, match=re.escape(about)):
+        save_checkpoint(tmp_path / "model", config, tensors, quantized=matrices, scheme=scheme)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_matrices_are_quantized(tmp_path: Path) -> None:
+    config, scheme = tiny_config(), Scheme()
+    norm = QuantizedWeight(format=INT8, codes=np.zeros((1, 48), np.int8), scales=np.ones((1, 1), np.float32))
+    for name in ("model.norm.weight", "model.layers.9.mlp.down_proj.weight"):
+        with pytest.raises(CheckpointError, match="is no matrix"):
+            save_checkpoint(tmp_path / "model", config, random_tensors(config), quantized={name: norm}, scheme=scheme)

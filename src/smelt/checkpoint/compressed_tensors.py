@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from smelt.checkpoint.config_reader import ConfigReader
+from smelt.checkpoint.hf_config import from_hf
 from smelt.checkpoint.packing import PACKED_BITS
 from smelt.core.decoder import DecoderConfig
+from smelt.core.errors import CheckpointError
 from smelt.core.quantization import ActivationFormat, Observer, Scheme, WeightFormat
 
 KEY = "quantization_config"
@@ -170,6 +172,22 @@ class _Target:
         if self.pattern is not None:
             return 1 if self.pattern.match(module) else None
         return 0 if self.text == module else 2 if self.text == kind else None
+
+
+def read_config(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None
+) -> tuple[DecoderConfig, dict[str, Storage]]:
+    """The decoder of a config.json, and what its matrices are stored as by tensor name, nothing for a plain folder.
+
+    Raises CheckpointError and UnsupportedError as `from_hf` and `read_storage` do.
+    """
+    section = config.get(KEY)
+    decoder = from_hf({key: value for key, value in config.items() if key != KEY}, generation)
+    if section is None:
+        return decoder, {}
+    if not isinstance(section, dict):
+        raise CheckpointError(f"config.json: {KEY} must be an object, found {type(section).__name__}")
+    return decoder, read_storage(section, decoder)
 
 
 def read_storage(section: Mapping[str, Any], config: DecoderConfig) -> dict[str, Storage]:

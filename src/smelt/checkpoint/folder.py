@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from smelt.checkpoint import strict_json
 from smelt.checkpoint.compressed_tensors import KEY as QUANTIZATION
-from smelt.checkpoint.compressed_tensors import Storage, read_storage, scheme_of, write_storage
-from smelt.checkpoint.hf_config import from_hf, to_hf
+from smelt.checkpoint.compressed_tensors import read_config, scheme_of, write_storage
+from smelt.checkpoint.hf_config import to_hf
 from smelt.checkpoint.migrations import FORMAT_VERSION, Content, migrate
 from smelt.checkpoint.quantized import QuantizedWeight
 from smelt.checkpoint.quantized_reader import Dequantized, StoredMatrices
@@ -80,17 +80,13 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     config_json = strict_json.read_object(folder / "config.json")
     generation = _optional(folder, "generation_config.json")
     manifest = _optional(folder, "smelt.json")
-    plain_json, section = dict(config_json), config_json.get(QUANTIZATION)
-    if section is not None:
-        del plain_json[QUANTIZATION]
-    if manifest is None:  # a foreign model is refused before its weights are looked at
-        _storage(section, from_hf(plain_json, generation))
+    if manifest is None:
+        read_config(config_json, generation)  # a foreign model is refused before its weights are looked at
     weights = open_weights(folder)
-    content = Content(config=plain_json, tensors=weights)
+    content = Content(config=config_json, tensors=weights)
     if manifest is not None:
         content = migrate(content, manifest.get("format_version"))
-    config = from_hf(content.config, generation)
-    storage = _storage(section, config)
+    config, storage = read_config(content.config, generation)
     quantized = StoredMatrices(weights, storage, config) if storage else None
     digest = hashlib.sha256(strict_json.compact([config_json, generation]))
     weights.feed(digest)
@@ -105,15 +101,6 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         quantized=quantized or {},
         scheme=scheme_of(storage) if storage else None,
     )
-
-
-def _storage(section: Any, config: DecoderConfig) -> dict[str, Storage]:
-    """What config.json's quantization section says; none for a folder that has none."""
-    if section is None:
-        return {}
-    if not isinstance(section, dict):
-        raise CheckpointError(f"config.json: {QUANTIZATION} must be an object, found {type(section).__name__}")
-    return read_storage(section, config)
 
 
 def _optional(folder: Path, name: str) -> dict[str, Any] | None:

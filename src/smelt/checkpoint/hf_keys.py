@@ -63,8 +63,8 @@ HARMLESS = _TRAINING | _EXECUTION | _CLASSIFICATION | _SAMPLING
 REASONS = {
     "auto_map": "it would run the folder's own Python code",
     "trust_remote_code": "it would run the folder's own Python code",
-    "quantization_config": "quantized weights are not read; use the F32, BF16 or F16 folder",
-    "compression_config": "quantized weights are not read; use the F32, BF16 or F16 folder",
+    "quantization_config": "quantized weights are read from a folder, not from a configuration alone",
+    "compression_config": "an older form of quantization_config; use a plain folder, or one saved anew",
     "vision_config": "images are not supported",
     "num_experts": "mixtures of experts are not supported",
     "num_local_experts": "mixtures of experts are not supported",

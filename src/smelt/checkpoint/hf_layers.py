@@ -2,21 +2,23 @@
 
 The variants are lists with an entry a layer, each written only where it says something:
 `layer_weights` (the layer whose matrices it computes with: itself or an earlier one), `layer_residue_ranks`,
-`layer_entry_biases`.
+`layer_entry_biases`, `layer_linear` (null, or an object with the fields of `core.decoder.LinearConfig`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from smelt.checkpoint.config_reader import ConfigReader
-from smelt.core.decoder import Family, LayerConfig
+from smelt.core.decoder import Family, LayerConfig, LinearConfig
 
 _KINDS_OF_LAYER = ("full_attention", "sliding_attention")
+_KINDS_OF_LINEAR = get_args(get_type_hints(LinearConfig)["kind"])
 _LAYER_LIMIT = 1024
 _RANK_LIMIT = 1 << 16
+_STATE_LIMIT = 1 << 16  # tokens of a linear layer's window, and features of a head
 
 
 def read_layers(reader: ConfigReader, family: Family) -> tuple[LayerConfig, ...]:
@@ -71,10 +73,32 @@ def read_variants(reader: ConfigReader, layers: Sequence[LayerConfig]) -> tuple[
     entries = _list(reader, "layer_entry_biases", [False] * len(layers), lambda v: isinstance(v, bool), "true or false")
     if any(home > i or homes[home] != home for i, home in enumerate(homes)):
         raise reader.wrong("layer_weights", homes, "each layer itself, or an earlier one that names itself")
+    linear = _linear(reader, layers)
     return tuple(
-        dataclasses.replace(layer, weights=None if home == i else home, residue_rank=rank, entry_bias=entry)
+        dataclasses.replace(
+            layer, weights=None if home == i else home, residue_rank=rank, entry_bias=entry, linear=linear[i]
+        )
         for i, (layer, home, rank, entry) in enumerate(zip(layers, homes, ranks, entries, strict=True))
     )
+
+
+def _linear(reader: ConfigReader, layers: Sequence[LayerConfig]) -> list[LinearConfig | None]:
+    sought = "null or objects with kind, window and feature_dim"
+    found = _list(reader, "layer_linear", [None] * len(layers), lambda v: v is None or isinstance(v, dict), sought)
+    made: list[LinearConfig | None] = []
+    for i, (layer, section) in enumerate(zip(layers, found, strict=True)):
+        if section is None:
+            made.append(None)
+            continue
+        if layer.window is not None:
+            raise reader.wrong("layer_linear", found, f"null for layer {i}, which slides")
+        inner = ConfigReader(section, f"config.json: layer_linear[{i}].")
+        if (kind := inner.take("kind")) not in _KINDS_OF_LINEAR:
+            raise inner.refuse("kind", kind, f"known are {', '.join(_KINDS_OF_LINEAR)}")
+        sizes = {size: inner.whole(size, at_most=_STATE_LIMIT) for size in ("window", "feature_dim")}
+        inner.finish({})
+        made.append(LinearConfig(kind=kind, **sizes))
+    return made
 
 
 def write_variants(layers: Sequence[LayerConfig]) -> dict[str, Any]:
@@ -86,6 +110,8 @@ def write_variants(layers: Sequence[LayerConfig]) -> dict[str, Any]:
         keys["layer_residue_ranks"] = [layer.residue_rank for layer in layers]
     if any(layer.entry_bias for layer in layers):
         keys["layer_entry_biases"] = [layer.entry_bias for layer in layers]
+    if any(layer.linear is not None for layer in layers):
+        keys["layer_linear"] = [None if layer.linear is None else dataclasses.asdict(layer.linear) for layer in layers]
     return keys
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smelt.checkpoint import strict_json
-from smelt.checkpoint.hf_config import from_hf
+from smelt.checkpoint.compressed_tensors import read_config
 from smelt.checkpoint.weights import INDEX, PICKLES, SINGLE
 from smelt.core.errors import CheckpointError, UnsupportedError
 
@@ -79,7 +79,7 @@ def _download(repo_id: str, revision: str | None, *, progress: bool) -> Path:
         raise CheckpointError(f"{repo_id}: no config.json, so not a model in Hugging Face form")
     if not (folder / "smelt.json").is_file():  # our own folders may be of an older format, which opening migrates
         generation = folder / "generation_config.json"
-        from_hf(
+        read_config(
             strict_json.read_object(folder / "config.json"),
             strict_json.read_object(generation) if generation.is_file() else None,
         )

@@ -48,7 +48,7 @@ class NativeRunner:
         isa: str | None = None,
     ) -> None:
         if not (isinstance(weights, Integers) or weights in ("fp32", "w8")):
-            raise EngineError(f"weights are {weights!r}; sought 'fp32', 'w8' or Integers")
+            raise EngineError(f"weights are {weights!r}; sought 'fp32' or 'w8', or Integers")
         if block_size not in BLOCK_SIZES:
             raise EngineError(f"block_size is {block_size}; sought one of {BLOCK_SIZES}")
         if num_blocks < 1 or num_blocks * block_size >= 2**31:
