@@ -21,9 +21,10 @@ from smelt.compress.prune.trials import bits_per_byte
 from smelt.compress.stage import Material, Progress, Work
 from smelt.core.decoder import Family
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError
+from smelt.core.quantization import Scheme
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
-from tests.tiny import make_tiny_folder
+from tests.tiny import make_tiny_folder, tiny_config
 
 CPU = torch.device("cpu")
 FINE = Limits(multiple=4)
@@ -179,3 +180,17 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, stage: Prune, says
     with pytest.raises(InvalidRequestError, match=says):
         stage.run(source, work(tmp_path, source))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_source_is_refused(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source")
+    with pytest.raises(InvalidRequestError, match="prune before quantizing"):
+        Prune(target=Share(of_parameters=0.7)).run(replace(source, scheme=Scheme()), work(tmp_path, source))
+
+
+def test_trials_need_room_for_a_teacher_and_their_state() -> None:
+    config = tiny_config("llama")
+    plain = Prune(target=Share(of_parameters=0.7)).needs(config)
+    tried = Prune(target=Share(of_parameters=0.7), trial_steps=5).needs(config)
+    assert 4 * config.num_parameters < plain.memory_bytes < tried.memory_bytes
+    assert plain.disk_bytes == 4 * config.num_parameters < tried.disk_bytes

@@ -17,7 +17,8 @@ from smelt.compress.prune.search import Search
 from smelt.compress.prune.shapes import Limits, Target, check_limits
 from smelt.compress.prune.slice import Kept, check_loads, check_prunable, sliced
 from smelt.compress.prune.trials import Slicer, Trials
-from smelt.compress.stage import Progress, Work, how
+from smelt.compress.stage import Needs, Progress, Work, how
+from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError
 from smelt.model.decoder import Decoder
 from smelt.train.finetune.folder import kept_files, stored_dtype
@@ -54,6 +55,13 @@ class Prune:
     def name(self) -> str:
         """Prune."""
         return "prune"
+
+    def needs(self, config: DecoderConfig) -> Needs:
+        """The source, a candidate and the tensor under way; trials add a teacher, gradients and two momenta."""
+        copies = 3 + (5 if self.trial_steps else 0)
+        kept = 1 + (4 * self.finalists if self.trial_steps else 0)  # the result; each trial's state
+        weights = 4 * config.num_parameters
+        return Needs(memory_bytes=copies * weights, disk_bytes=kept * weights)
 
     def run(self, source: Checkpoint, work: Work) -> dict[str, Any]:
         """See `compress.stage.Stage`. Facts: the shape, the candidates, held-out bits per byte before and after.
@@ -100,6 +108,10 @@ class Prune:
 
     def _check(self, source: Checkpoint) -> None:
         check_prunable(source.config)
+        if source.scheme is not None:
+            raise InvalidRequestError(
+                f"prune: the source's weights are stored in {source.scheme.weights.bits} bits; prune before quantizing"
+            )
         check_limits(self.limits)
         for name, least in (("candidates", 1), ("finalists", 1), ("trial_steps", 0)):
             if (value := getattr(self, name)) < least:
