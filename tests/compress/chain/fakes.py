@@ -16,8 +16,12 @@ from smelt.compress.chain.measure import MeasureSettings
 from smelt.compress.chain.run import Chain, Outcome, Watch, run_chain
 from smelt.compress.chain.speed import SpeedSettings
 from smelt.compress.distil import Distil
+from smelt.compress.prune.shapes import Share
+from smelt.compress.prune.stage import Prune
+from smelt.compress.quantize.ptq_stage import Quantize
 from smelt.compress.stage import Material, Progress, Work, how
 from smelt.core.errors import TrainingStoppedError
+from smelt.core.quantization import Scheme, WeightFormat
 from smelt.data.batches import Batch
 from smelt.train.finetune.folder import kept_files
 from tests.tiny import make_tiny_folder
@@ -97,16 +101,18 @@ def run(source: Path, folder: Path, *stages: Any, **changes: Any) -> Outcome:
 
 
 def killable(source: str, folder: str, pause_s: float) -> None:
-    """Body of a process to be killed: two slow stages, a repair with a checkpoint a step, and a slow stage again."""
+    """Body of a process to be killed: a slow stage, a pruning, a repair with a checkpoint a step, GPTQ."""
     torch.set_num_threads(1)
     stages = [
         Scaled(factor=0.5, pause_s=pause_s),
+        Prune(target=Share(of_parameters=0.8), candidates=2),
         Distil(steps=8, checkpoint_s=0.0),
-        Scaled(factor=2.0, pause_s=pause_s),
+        Quantize(scheme=Scheme(weights=WeightFormat(bits=4)), method="gptq"),
     ]
     outcome = run(Path(source), Path(folder), *stages)
     (Path(folder) / "final").write_text(outcome.result.hash)
 
 
 def small_source(path: Path, **changes: Any) -> Path:
-    return make_tiny_folder(path, family="llama", num_layers=1, hidden_size=16, intermediate_size=32, **changes)
+    small: dict[str, Any] = {"num_layers": 1, "hidden_size": 16, "intermediate_size": 32}
+    return make_tiny_folder(path, family="llama", **(small | changes))
