@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.mixtures import COPYING, LONGER, SKILLS
+from recipes.mixtures import CHOICES, COPYING, LONGER, SKILLS
 from recipes.public import load_sources, texts
 from smelt.chat.house import HOUSE_CONTROLS, HouseRenderer
 from smelt.data.batches import mixed
@@ -77,10 +77,14 @@ def _weights(corpus: Path) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """text_share: of the tokens, running text. max_len: the longest conversation; rows are as long."""
+    """text_share: of the tokens, running text. max_len: the longest conversation; rows are as long.
+
+    until_tokens: of the run, where the stage ends; None: where the next one begins by itself.
+    """
 
     text_share: float
     max_len: int
+    until_tokens: int | None = None
 
 
 def make_stages(
@@ -91,9 +95,10 @@ def make_stages(
     batch_tokens: int,
     early_tokens: int,
     main: StageConfig,
+    choices: StageConfig,
     final: StageConfig,
 ) -> list[Stage]:
-    """Copying first, then everything short, then everything with longer texts while the rate falls."""
+    """Copying first, then everything short, then more decisions, then longer texts while the rate falls."""
     renderer, pad_id = HouseRenderer(tokenizer), tokenizer.control_ids["<|pad|>"]
 
     def stream(mixture: Mixture, seed: int, config: StageConfig, dialogue_share: float) -> Prefetched:
@@ -120,7 +125,8 @@ def make_stages(
             stream=stream(COPYING, 31, StageConfig(text_share=0.0, max_len=main.max_len), 0.0),
             until_tokens=early_tokens,
         ),
-        Stage(name="main", stream=stream(SKILLS, 32, main, DIALOGUE_SHARE)),
+        Stage(name="main", stream=stream(SKILLS, 32, main, DIALOGUE_SHARE), until_tokens=main.until_tokens),
+        Stage(name="choices", stream=stream(CHOICES, 34, choices, DIALOGUE_SHARE)),
         Stage(name="final", stream=stream(LONGER, 33, final, DIALOGUE_SHARE), at_decay=True),
     ]
 
