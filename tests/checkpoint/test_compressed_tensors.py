@@ -185,7 +185,7 @@ def test_a_plain_folder_has_nothing_quantized(tmp_path: Path) -> None:
 
 
 def load(folder: Path) -> Any:
-    """The folder in transformers, in float32. All that is on disk must have found its place, and nothing been made up."""
+    """The folder in transformers, in float32. All that is on disk must find its place, and nothing be made up."""
     pytest.importorskip("compressed_tensors", reason="the independent reader is not installed (compressed-tensors)")
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     # Gemma's constant is reported where the embedding is quantized: that library makes it a tensor; its value is right.
