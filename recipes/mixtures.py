@@ -31,8 +31,8 @@ _HIERARCHY = {
 }  # fmt: skip
 _COPYING = {"repeat": 3, "lookup": 4, "long": 1}
 SKILLS = Mixture(weights={**_TOOLS, **_FIELDS, **_ANSWERS, **_HIERARCHY, **_COPYING})
-# The same once values are copied: what decides (which tool, none, or a question back) is a small part of the tokens, and
-# after 17 M tokens of SKILLS was mostly wrong still where copying out of a sentence was nine in ten right.
+# The same once values are copied: what decides (which tool, none, or a question back) is a small part of the tokens,
+# and after 17 M tokens of SKILLS was mostly wrong still where copying out of a sentence was nine in ten right.
 CHOICES = Mixture(
     weights={
         **SKILLS.weights, "call": 20, "session": 8, "offered": 14, "contrast": 14, "no_tool": 6, "many": 5,
