@@ -82,7 +82,7 @@ class EmberConfig:
     adam_lr: float = 3e-3
     weight_decay: float = 0.02
     # Every token of a text is learned and a fifth of a conversation's: at a share of 0.2 text is half of the loss.
-    main: StageConfig = StageConfig(text_share=0.2, max_len=1024, until_tokens=18_000_000)
+    main: StageConfig = StageConfig(text_share=0.2, max_len=1024, until_tokens=18_841_600)
     choices: StageConfig = StageConfig(text_share=0.08, max_len=1024)
     final: StageConfig = StageConfig(text_share=0.08, max_len=4096)
     checkpoint_s: float = 300.0
