@@ -21,7 +21,7 @@ from smelt.compress.prune.stage import Prune
 from smelt.compress.shrink import ShrinkSettings, planned
 from smelt.compress.targets import ONE_SHOT, Sizes, aimed, read_target
 from smelt.compress.words import DEFAULT, WORDS, changed, scratch_control, stage_of
-from smelt.core.cost import Rates, weight_bytes
+from smelt.core.cost import Rates, training_flops, weight_bytes
 from smelt.core.errors import DataError, InvalidRequestError
 from smelt.tokenizer import Tokenizer
 from tests.compress.chain.fakes import small_source
@@ -176,6 +176,29 @@ def test_a_plan_says_what_it_takes_before_anything_is_done(source: Checkpoint, t
         assert 4 * source.config.num_parameters < stage["memory_bytes"] < told["free_memory_bytes"]
         assert stage["disk_bytes"] > 0
     assert not (tmp_path / "not").exists()
+
+
+def test_a_speed_asks_the_machine_once(source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are part of what a pruning aims at: measured anew, they would make a chain that goes on another one."""
+    rates = iter([Rates(read_gb_s=9.0, multiply_gops=9.0, attention_gflops=1.0, step_s=1e-6 * i) for i in (1, 2, 3)])
+    monkeypatch.setattr("smelt.compress.shrink.measure_rates", lambda config: next(rates))
+    settings = ShrinkSettings(model=str(source.folder), to="1tok/s", stages=("prune", "w8"))
+    first, again = planned(settings, tmp_path / "out"), planned(settings, tmp_path / "out")
+    assert first.stages == again.stages
+    assert first.gates.min_tok_s == 1.0
+    assert json.loads((tmp_path / "out" / "rates.json").read_text())["step_s"] == 1e-6
+    planned(settings)
+    assert next(rates).step_s == 3e-6, "a dry run asks too, and keeps nothing"
+
+
+def test_training_is_counted_with_its_teacher(source: Checkpoint) -> None:
+    settings = ShrinkSettings(model=str(source.folder), changes=("distil.steps=10",))
+    plan = planned(settings)
+    per_token = 4 / 3 * training_flops(source.config, source.config.context_len)
+    prune, distil, quantize = (plan.training_flops(stage) for stage in plan.stages)
+    assert (prune, quantize) == (0.0, 0.0)
+    tokens = 10 * settings.material.rows * min(settings.material.row_len, source.config.context_len)
+    assert distil == pytest.approx(tokens * per_token, rel=0.2)
 
 
 def texts(path: Path, lines: int = 300) -> Path:

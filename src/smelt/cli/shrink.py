@@ -65,7 +65,7 @@ def shrink_command(options: ShrinkOptions) -> None:
     settings = settings_of(options)
     out = options.out or Path("build") / f"{Path(options.model).name}-small"
     if options.dry_run:
-        plan = planned(settings, measured_rates)
+        plan = planned(settings)
         print(json.dumps(plan.document(out)) if options.as_json else shown_plan(plan, out))
         return
     if options.out is None:
@@ -79,7 +79,7 @@ def shrink_command(options: ShrinkOptions) -> None:
             on_material=lambda progress: told.stage(-1, 0, "material", progress),
         )
         try:
-            made = shrink(settings, out, watch, measured_rates)
+            made = shrink(settings, out, watch)
         except TrainingStoppedError as error:
             print(f"smelt: {error}", file=sys.stderr)
             sys.exit(130)
@@ -146,15 +146,20 @@ def scorer(options: ShrinkOptions) -> Callable[[Path, Sequence[str]], Mapping[st
 
 
 def shown_plan(plan: Plan, out: Path) -> str:
-    """The plan in lines."""
+    """The plan in lines; times are of the arithmetic alone, at the rate a training step reaches here."""
+    from smelt.cli.plan import TRAINING_SHARE
+    from smelt.engine.rates import matmul_gflops
+    from smelt.train.recipe import known_settings
+
     told = plan.document(out)
+    rate = matmul_gflops() * 1e9 * TRAINING_SHARE
     source = told["source"]
     lines = [f"{source['name']}: {source['parameters']:,} parameters, {source['bytes'] / 1e6:,.2f} MB"]
     for stage, bare in zip(told["stages"], plan.stages, strict=True):
         needed = f"memory {stage['memory_bytes'] / 1e6:,.0f} MB, disk {stage['disk_bytes'] / 1e6:,.0f} MB"
-        work = f", {stage['flops']:.2g} operations" if stage["flops"] else ""
+        work = f", training about {stage['flops'] / rate / 60:,.1f} min" if stage["flops"] else ""
         lines.append(f"  {bare.name:<10} at most {needed}{work}")
-        lines += [f"             {key} = {value}" for key, value in stage["settings"].items()]
+        lines += [f"             {bare.name}.{key}={value}" for key, value in known_settings(bare).items()]
     lines.append(
         f"free: memory {told['free_memory_bytes'] / 1e6:,.0f} MB, disk {told['free_disk_bytes'] / 1e6:,.0f} MB"
     )
@@ -245,8 +250,3 @@ def view() -> Iterator[View]:
             bars.update(task, description=words, completed=progress.done, total=progress.total, left=left)
 
         yield View(lambda text: bars.console.print(text, markup=False, highlight=False), draw)
-
-
-def measured_rates(source: Any) -> Any:
-    """What this machine does, for a target in tokens per second."""
-    raise InvalidRequestError("--to in tok/s needs the rates of this machine, which cannot be measured yet")

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from smelt.compress.chain.needs import needs_of
 from smelt.compress.chain.publish import publish, write_report
 from smelt.compress.chain.report import report_of
 from smelt.compress.chain.run import Chain, Outcome, Watch, run_chain
-from smelt.compress.chain.store import Artifact, artifact_of, settings_of
+from smelt.compress.chain.store import Artifact, artifact_of, settings_of, write_json
 from smelt.compress.stage import Needs, Progress, Stage
 from smelt.compress.targets import Sizes, Target, aimed, read_target
 from smelt.compress.words import DEFAULT, changed, scratch_control, stage_of
-from smelt.core.cost import Floats, Rates
+from smelt.core.cost import Floats, Rates, training_flops
+from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import CheckpointError
+from smelt.engine.rates import measure_rates
 from smelt.generate.options import free_memory_bytes
 from smelt.train.finetune.folder import base_name, stored_dtype
 
@@ -65,7 +68,17 @@ class Plan:
     control: Stage | None
     gates: Gates
     needs: tuple[Needs, ...]
+    batch_tokens: int
     notes: tuple[str, ...] = ()
+
+    def training_flops(self, stage: Stage) -> float:
+        """About what a stage that trains computes, a teacher's forward pass at every token included; 0 for others."""
+        steps, batch = getattr(stage, "steps", None), getattr(stage, "batch", None)
+        if steps is None or batch is None:
+            return 0.0
+        tokens = getattr(stage, "tokens", None) or steps * batch * self.batch_tokens
+        row_len = min(self.source.config.context_len, self.batch_tokens)
+        return float(tokens * 4 / 3 * training_flops(self.source.config, row_len))
 
     def document(self, out: Path) -> dict[str, Any]:
         """As JSON values, with what is free here."""
@@ -81,7 +94,7 @@ class Plan:
                     "name": stage.name,
                     "memory_bytes": needs.memory_bytes,
                     "disk_bytes": needs.disk_bytes,
-                    "flops": needs.flops,
+                    "flops": needs.flops or self.training_flops(stage),
                     "settings": settings_of(stage),
                 }
                 for stage, needs in zip(self.stages, self.needs, strict=True)
@@ -111,8 +124,23 @@ class ShrinkWatch:
     on_material: Callable[[Progress], None] = lambda _: None
 
 
-def planned(settings: ShrinkSettings, rates: Callable[[Checkpoint], Rates] | None = None) -> Plan:
-    """Stages, gates and estimates, before anything is computed. rates: asks this machine, where `to` is a speed.
+def kept_rates(config: DecoderConfig, out: Path | None) -> Rates:
+    """What this machine does, measured once for a chain: rates.json of `out`, so that one that goes on aims the same.
+
+    out None: measured and not kept.
+    """
+    path = None if out is None else out / "rates.json"
+    if path is not None and path.is_file():
+        return Rates(**json.loads(path.read_text(encoding="utf-8")))
+    found = measure_rates(config)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(found))
+    return found
+
+
+def planned(settings: ShrinkSettings, out: Path | None = None) -> Plan:
+    """Stages, gates and estimates, before anything is computed; a target in tokens a second asks this machine.
 
     Raises InvalidRequestError for words, settings and targets that do not fit, CheckpointError for the model.
     """
@@ -129,7 +157,7 @@ def planned(settings: ShrinkSettings, rates: Callable[[Checkpoint], Rates] | Non
             floats=_FLOATS[stored_dtype(source)],
             other_bytes=artifact.num_bytes - artifact.weight_bytes,
         )
-        here = rates(source) if rates is not None and target.kind == "speed" else None
+        here = kept_rates(source.config, out) if target.kind == "speed" else None
         stages, notes = aimed(stages, target, sizes, here, chosen=bool(settings.stages))
         gates = target.gates(gates)
     stages = changed(stages, settings.changes)
@@ -140,6 +168,7 @@ def planned(settings: ShrinkSettings, rates: Callable[[Checkpoint], Rates] | Non
         control=scratch_control(stages) if settings.control else None,
         gates=gates,
         needs=tuple(needs_of(stage, source.config) for stage in stages),
+        batch_tokens=settings.material.rows * min(settings.material.row_len, source.config.context_len),
         notes=tuple(notes),
     )
 
@@ -148,13 +177,12 @@ def shrink(
     settings: ShrinkSettings,
     out: Path,
     watch: ShrinkWatch = ShrinkWatch(),
-    rates: Callable[[Checkpoint], Rates] | None = None,
 ) -> Shrunk:
     """Plan, run, report, and publish where every gate holds. Called again with the same `out` it goes on.
 
     Raises what `planned` and `run_chain` raise.
     """
-    plan = planned(settings, rates)
+    plan = planned(settings, out)
     if out.resolve() in (plan.source.folder.resolve(), *plan.source.folder.resolve().parents):
         raise CheckpointError(f"--out {out.name}: the source lies in there; choose another folder")
     say = watch.chain.say
