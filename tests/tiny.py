@@ -105,7 +105,7 @@ def random_tensors(config: DecoderConfig, seed: int = 0, *, spread: float = 1.0)
         elif name == "model.embed_tokens.weight":
             array = noise * spread / config.embedding_scale
         else:
-            array = noise * spread * shape[1] ** -0.5
+            array = noise * spread * shape[-1] ** -0.5
         tensors[name] = array.astype(np.float32)
     return tensors
 

@@ -157,7 +157,7 @@ def test_the_torch_runner_pages_by_the_layers_that_run(name: str) -> None:
     config = SHARING[name]
     tensors, ids = random_tensors(config, 3), some_ids(1, 40)
     runner = TorchRunner(config, tensors, num_blocks=4)
-    assert runner._pool.shape[0] == config.num_layers
+    assert runner._pool.data.shape[0] == config.num_layers
     found = _scored(runner, ids[0].tolist())
     with torch.no_grad():
         logprobs = Decoder.from_tensors(config, tensors)(ids).log_softmax(-1)[0, :-1]

@@ -89,6 +89,27 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LinearConfig:
+    """Linear attention in place of softmax attention: a state of fixed size instead of a key and a value per token.
+
+    kind "hybrid" (LoLCATs, Zhang et al. 2024, arXiv:2410.10254): softmax over the last `window` tokens and linear
+    attention on all older ones, under one denominator; each head maps D numbers to 2 `feature_dim` positive features.
+    kind "gated delta" (Yang et al. 2024, arXiv:2412.06464): a state per key/value head that decays and is corrected
+    by each token; heads map D numbers to `feature_dim`. It has no window.
+    """
+
+    kind: Literal["hybrid", "gated delta"] = "hybrid"
+    window: int = 64
+    feature_dim: int = 64
+
+    def state_size(self, head_dim: int) -> int:
+        """Numbers that one key/value head keeps of a sequence of any length."""
+        if self.kind == "gated delta":
+            return self.feature_dim * head_dim
+        return 2 * self.feature_dim * (head_dim + 1) + 2 * (self.window - 1) * head_dim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LayerConfig:
     """What differs between layers: `window` tokens visible (None: all before), `rope` index into `ropes`.
 
@@ -98,6 +119,8 @@ class LayerConfig:
     are each layer's own in any case. residue_rank: the layer adds to each of its matrices a product of its own,
     [out, r] by [r, in] (0: none; r is at most the matrix's smaller side). entry_bias: a learned vector is added to
     the residual stream in front of the layer, so that the passes of a loop can tell themselves apart.
+
+    linear: how the layer attends instead of by softmax over all before it; None: by softmax.
     """
 
     window: int | None = None
@@ -105,11 +128,12 @@ class LayerConfig:
     weights: int | None = None
     residue_rank: int = 0
     entry_bias: bool = False
+    linear: LinearConfig | None = None
 
     @property
     def plain(self) -> bool:
         """Whether other readers of its family know such a layer."""
-        return self.weights is None and not self.residue_rank and not self.entry_bias
+        return self.weights is None and not self.residue_rank and not self.entry_bias and self.linear is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,13 +174,17 @@ class DecoderConfig:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a layer that borrows its matrices from where there are none."""
+        """Raises ValueError for layers that cannot be, such as one that borrows matrices from where there are none."""
         for i, layer in enumerate(self.layers):
             home = layer.weights
             if home is not None and not (0 <= home < i and self.layers[home].weights is None):
                 raise ValueError(f"layer {i} uses the weights of layer {home}; sought an earlier layer with its own")
             if layer.residue_rank < 0:
                 raise ValueError(f"layer {i} has residue_rank {layer.residue_rank}; sought 0 or more")
+            if layer.linear is not None and layer.window is not None:
+                raise ValueError(f"layer {i} slides over {layer.window} tokens and is linear; sought one of the two")
+            if layer.linear is not None and min(layer.linear.window, layer.linear.feature_dim) < 1:
+                raise ValueError(f"layer {i} has {layer.linear}; sought a window and features, 1 or more of each")
 
     @property
     def num_layers(self) -> int:
@@ -180,8 +208,15 @@ class DecoderConfig:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values one token occupies in fp32, over all layers."""
-        return 2 * 4 * self.num_layers * self.num_kv_heads * self.head_dim
+        """Bytes of keys and values one token occupies in fp32, over all layers but linear ones."""
+        num_layers = sum(layer.linear is None for layer in self.layers)
+        return 2 * 4 * num_layers * self.num_kv_heads * self.head_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes in fp32 of what linear layers keep of one sequence, however long; 0 without such layers."""
+        sizes = (layer.linear.state_size(self.head_dim) for layer in self.layers if layer.linear is not None)
+        return 4 * self.num_kv_heads * sum(sizes)
 
     def matrix_shapes(self) -> dict[str, tuple[int, int]]:
         """[out, in] of each of `MATRICES`, the same in every layer."""
@@ -231,6 +266,7 @@ class DecoderConfig:
         if self.qk_norm:
             shapes[p + "self_attn.q_norm.weight"] = (self.head_dim,)
             shapes[p + "self_attn.k_norm.weight"] = (self.head_dim,)
+        shapes |= self._mixer_shapes(i)
         shapes |= self._matrix_tensors(i, "self_attn.o")
         shapes[p + "post_attention_layernorm.weight"] = (hidden,)
         if self.post_norms:
@@ -239,6 +275,22 @@ class DecoderConfig:
         for stem in MATRICES[4:]:
             shapes |= self._matrix_tensors(i, stem)
         return shapes
+
+    def _mixer_shapes(self, i: int) -> dict[str, tuple[int, ...]]:
+        """What a linear layer has beside its matrices: maps of features a head, and what weighs or gates them."""
+        linear = self.layers[i].linear
+        if linear is None:
+            return {}
+        p, hidden, num_states = f"model.layers.{i}.self_attn.mixer.", self.hidden_size, self.num_kv_heads
+        shapes: dict[str, tuple[int, ...]] = {
+            p + "q_map": (self.num_heads, linear.feature_dim, self.head_dim),
+            p + "k_map": (num_states, linear.feature_dim, self.head_dim),
+        }
+        if linear.kind == "hybrid":
+            return shapes | {p + "window_logit": (self.num_heads,)}
+        for gate in ("decay", "write"):
+            shapes |= {f"{p}{gate}.weight": (num_states, hidden), f"{p}{gate}.bias": (num_states,)}
+        return shapes | {p + "gain": (self.num_heads,)}
 
     def _matrix_tensors(self, i: int, stem: str) -> dict[str, tuple[int, ...]]:
         """What layer `i` stores of one matrix: itself where it is the layer's own, its bias, its residue."""

@@ -24,6 +24,7 @@ from smelt.generate.inbox import Inbox, joined
 from smelt.generate.options import LLMOptions, window
 from smelt.generate.prepare import Limits, Prepared, TokenCount, check_params, count_tokens, fit, render
 from smelt.generate.run import Run
+from smelt.generate.runners import load_runner
 
 if TYPE_CHECKING:
     from smelt.core.decoder import DecoderConfig
@@ -97,10 +98,9 @@ class LLM:
     @classmethod
     def load(cls, folder: Path | str, *, options: LLMOptions = LLMOptions()) -> LLM:  # noqa: B008 - frozen value
         """Load a folder (config.json, safetensors, tokenizer.json). Raises CheckpointError, and EngineError
-        where the native core is not built or the weights are not finite. Imports no torch.
+        where the native core is not built or the weights are not finite. Imports no torch, but for linear attention.
         """
         from smelt.checkpoint import open_checkpoint
-        from smelt.native import NativeRunner, native_weights
         from smelt.tokenizer import Tokenizer
 
         folder = Path(folder)
@@ -113,14 +113,7 @@ class LLM:
             )
         renderer = renderer_of_folder(tokenizer)
         limits = window(checkpoint.config, options)
-        runner = NativeRunner(
-            checkpoint.config,
-            checkpoint.tensors,
-            weights=native_weights(options.weights, checkpoint.quantized, checkpoint.scheme),
-            num_blocks=limits.num_blocks,
-            block_size=options.block_size,
-            num_threads=options.threads,
-        )
+        runner = load_runner(checkpoint, options, limits.num_blocks)
         name = options.name or str((checkpoint.card or {}).get("name") or folder.resolve().name)
         settings = f"{checkpoint.fingerprint} {options.weights} {limits.context_len}"
         identity = Identity(

@@ -53,7 +53,7 @@ def window(config: DecoderConfig, options: LLMOptions, *, num_blocks: int | None
     A context that does not fit into the memory is lowered to what fits, and that is the limit requests are held
     to. Raises UnsupportedError when not even one block fits.
     """
-    block_bytes = config.kv_bytes_per_token * options.block_size
+    block_bytes = config.kv_bytes_per_token * options.block_size + config.state_bytes  # a block keeps a state
     wanted = min(config.context_len, options.context_len or config.context_len)
     if num_blocks is None:
         budget = options.kv_bytes

@@ -7,7 +7,7 @@ Shapes: B rows, T queries, L keys, N heads, K key/value heads, D head width, C b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -125,21 +125,32 @@ class Packed:
     inside: Attend
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend. Stays out of compiled graphs, which would be made anew for every other set of lengths."""
-        if torch.compiler.is_compiling():
-            apart: Any = torch.compiler.disable(self._rows)  # type: ignore[no-untyped-call]
-            return cast(Tensor, apart(q, k, v, scale))
-        return self._rows(q, k, v, scale)
+        """Attend."""
+        return each_document(self.lengths, lambda *heads: self.inside(*heads, scale), (q, k, v))
 
-    def _rows(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        rows = zip(torch.split(q, 1), torch.split(k, 1), torch.split(v, 1), self.lengths, strict=True)
-        return torch.cat([self._row(*row, scale) for row in rows])
 
-    def _row(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
-        cuts = [*lengths, q.shape[2] - sum(lengths)]
-        pieces = list(zip(torch.split(q, cuts, 2), torch.split(k, cuts, 2), torch.split(v, cuts, 2), strict=True))
-        found = [self.inside(*piece, scale) for piece in pieces[:-1]]
-        return torch.cat([*found, torch.zeros_like(pieces[-1][0])], dim=2)
+def each_document(lengths: Sequence[Sequence[int]], inside: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    """`inside` of each document alone; of all tensors time is in the third place, and padding gives zeros.
+
+    The result has the shape of the first tensor. Stays out of compiled graphs, which would be made anew for every other
+    set of lengths.
+    """
+    if torch.compiler.is_compiling():
+        apart: Any = torch.compiler.disable(_rows)  # type: ignore[no-untyped-call]
+        return cast(Tensor, apart(lengths, inside, tensors))
+    return _rows(lengths, inside, tensors)
+
+
+def _rows(lengths: Sequence[Sequence[int]], inside: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:
+    rows = zip(*(torch.split(tensor, 1) for tensor in tensors), strict=True)
+    return torch.cat([_row(row, length, inside) for row, length in zip(rows, lengths, strict=True)])
+
+
+def _row(tensors: Sequence[Tensor], lengths: Sequence[int], inside: Callable[..., Tensor]) -> Tensor:
+    cuts = [*lengths, tensors[0].shape[2] - sum(lengths)]
+    pieces = list(zip(*(torch.split(tensor, cuts, 2) for tensor in tensors), strict=True))
+    found = [inside(*piece) for piece in pieces[:-1]]
+    return torch.cat([*found, torch.zeros_like(pieces[-1][0])], dim=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from smelt.core.decoder import DecoderConfig
-from smelt.model.attention import Attend, attends, places_in_documents
+from smelt.model.attention import Attend, Causal, attends, document_lengths, places_in_documents
 from smelt.model.cache import Cache
+from smelt.model.mixer import Mixer, make_mixer
 from smelt.model.rope import Rope, rotate, widened
 from smelt.model.sharing import Entry, borrow_matrices, make_residue, projected
 
@@ -43,15 +44,19 @@ class Norm(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a layer needs to know of the batch: rotary angles, and who sees whom."""
+    """What a layer needs to know of the batch: rotary angles, and who sees whom.
+
+    lengths: of each row's documents where they are packed, for linear layers.
+    """
 
     cos: Tensor
     sin: Tensor
     attend: Attend
+    lengths: tuple[tuple[int, ...], ...] | None = None
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with optional biases and QK-norm."""
+    """Grouped-query attention with optional biases and QK-norm, by softmax or (with a mixer) linear."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -66,9 +71,30 @@ class Attention(nn.Module):
         rank = config.layers[layer].residue_rank
         self.q_residue, self.k_residue = make_residue(self.q_proj, rank), make_residue(self.k_proj, rank)
         self.v_residue, self.o_residue = make_residue(self.v_proj, rank), make_residue(self.o_proj, rank)
+        self.mixer = make_mixer(config, layer)
 
     def forward(self, x_BTH: Tensor, view: View, cache: Cache | None) -> Tensor:
         """Attend; appends to the cache where there is one."""
+        q_BNTD, k_BKTD, v_BKTD = self._heads(x_BTH, view)
+        if self.mixer is not None:
+            out_BNTD = self._linear(self.mixer, x_BTH, (q_BNTD, k_BKTD, v_BKTD), view, cache)
+        else:
+            if cache is not None:
+                k_BKTD, v_BKTD = cache.append(self.layer, k_BKTD, v_BKTD)
+            out_BNTD = view.attend(q_BNTD, k_BKTD, v_BKTD, self.scale)
+        return projected(self.o_proj, self.o_residue, out_BNTD.transpose(1, 2).flatten(2))
+
+    def _linear(
+        self, mixer: Mixer, x_BTH: Tensor, heads: tuple[Tensor, Tensor, Tensor], view: View, cache: Cache | None
+    ) -> Tensor:
+        """[B, N, T, D], from the cache's state on where there is one."""
+        out_BNTD, state = mixer(x_BTH, heads, view.lengths, None if cache is None else cache.state(self.layer))
+        if cache is not None:
+            cache.keep(self.layer, state)
+        return cast(Tensor, out_BNTD)
+
+    def _heads(self, x_BTH: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N, T, D], keys and values [B, K, T, D], normed and rotated."""
         B, T, _ = x_BTH.shape
         q_BTND = projected(self.q_proj, self.q_residue, x_BTH).view(B, T, -1, self.head_dim)
         k_BTKD = projected(self.k_proj, self.k_residue, x_BTH).view(B, T, -1, self.head_dim)
@@ -77,11 +103,7 @@ class Attention(nn.Module):
             q_BTND, k_BTKD = self.q_norm(q_BTND), self.k_norm(k_BTKD)
         q_BNTD = rotate(q_BTND.transpose(1, 2), view.cos, view.sin)
         k_BKTD = rotate(k_BTKD.transpose(1, 2), view.cos, view.sin)
-        v_BKTD = v_BTKD.transpose(1, 2)
-        if cache is not None:
-            k_BKTD, v_BKTD = cache.append(self.layer, k_BKTD, v_BKTD)
-        out_BNTD = view.attend(q_BNTD, k_BKTD, v_BKTD, self.scale)
-        return projected(self.o_proj, self.o_residue, out_BNTD.transpose(1, 2).reshape(B, T, -1))
+        return q_BNTD, k_BKTD, v_BTKD.transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -252,7 +274,7 @@ class Decoder(nn.Module):
             positions = torch.arange(past, past + T, device=ids_BT.device)
         x_BTH = self._embedded(ids_BT, privileges_BT)
         views = self._views(positions, past, segment_ids_BT, x_BTH)
-        return x_BTH, tuple(views[shape.rope, shape.window] for shape in self.config.layers)
+        return x_BTH, tuple(views[shape.rope, shape.window, shape.linear is not None] for shape in self.config.layers)
 
     def _embedded(self, ids_BT: Tensor, privileges_BT: Tensor | None) -> Tensor:
         """Tokens, and who said them where the model knows that, as the residual stream begins."""
@@ -278,12 +300,22 @@ class Decoder(nn.Module):
 
     def _views(
         self, positions: Tensor, past: int, segment_ids_BT: Tensor | None, like: Tensor
-    ) -> dict[tuple[int, int | None], View]:
+    ) -> dict[tuple[int, int | None, bool], View]:
         """One view per kind of layer, so that angles and masks are made once and not per layer."""
         angles = [rope(positions) for rope in self.ropes]
-        kinds = {(layer.rope, layer.window) for layer in self.config.layers}
-        attend = attends((window for _, window in kinds), past, segment_ids_BT, like)
-        return {(rope, w): View(cos=angles[rope][0], sin=angles[rope][1], attend=attend[w]) for rope, w in kinds}
+        kinds = {(layer.rope, layer.window, layer.linear is not None) for layer in self.config.layers}
+        attend = attends((window for _, window, linear in kinds if not linear), past, segment_ids_BT, like)
+        packed = segment_ids_BT is not None and any(linear for _, _, linear in kinds)
+        lengths = document_lengths(segment_ids_BT) if packed and segment_ids_BT is not None else None
+        return {
+            kind: View(
+                cos=angles[kind[0]][0],
+                sin=angles[kind[0]][1],
+                attend=Causal() if kind[2] else attend[kind[1]],
+                lengths=lengths if kind[2] else None,
+            )
+            for kind in kinds
+        }
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -293,12 +325,17 @@ class Decoder(nn.Module):
         that first predictions are near uniform. What a layer adds to the residual stream is scaled by
         (2 * layers)^-1/2 (Radford et al. 2019): in the matrix, or in the gain of the norm behind it where there
         is one, as that norm would undo the former. Other gains 1, biases, privileges and residues 0: what was added
-        changes nothing until it has learned something.
+        changes nothing until it has learned something. Linear attention begins as its mixer says.
         """
         generator = torch.Generator().manual_seed(seed)
         depth = (2 * self.config.num_layers) ** -0.5
         post_norms = ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight")
+        for module in self.modules():
+            if isinstance(module, Mixer):
+                module.init_weights(generator)
         for name, parameter in self.named_parameters():
+            if ".mixer." in name:
+                continue
             if name.endswith((".bias", "_residue.expand")) or name == PRIVILEGES:
                 parameter.zero_()
             elif parameter.ndim == 1:

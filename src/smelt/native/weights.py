@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smelt.core.decoder import MATRICES
-from smelt.core.errors import EngineError
+from smelt.core.errors import EngineError, UnsupportedError
 from smelt.native.extension import core
 from smelt.native.formats import ROUNDED, Integers, Weights, form_of, inputs_of, joined
 
@@ -29,7 +29,8 @@ def build_model(
 ) -> Any:
     """A `_core.Model` with every weight in place.
 
-    Raises EngineError for what is missing, misshapen, not finite or in a format the core does not run.
+    Raises EngineError for what is missing, misshapen, not finite or in a format the core does not run, and
+    UnsupportedError for layers it does not run.
     """
     _check(config)
     try:
@@ -190,5 +191,10 @@ def _check(config: DecoderConfig) -> None:
     if config.head_dim % 2:
         raise EngineError(f"head_dim is {config.head_dim}; rotary embeddings need an even one")
     for i, layer in enumerate(config.layers):
+        if layer.linear is not None:
+            raise UnsupportedError(
+                f"layer {i} has linear attention ({layer.linear.kind}), which the native core does not run; the torch "
+                "runner does"
+            )
         if not 0 <= layer.rope < len(config.ropes) or (layer.window is not None and layer.window < 1):
             raise EngineError(f"layer {i} names rope {layer.rope} of {len(config.ropes)} and window {layer.window}")

@@ -34,6 +34,7 @@ def folds(config: DecoderConfig, layer: int) -> tuple[Fold, ...]:
     Values meet the output matrix channel by channel only where every head has its own: under grouped queries several
     inputs of the one share an output of the other, and the pair is left out. A layer that shares its matrices or has
     residues beside them has none: its norms are not the only ones in front of them, its matrices not the only readers.
+    The gates of a gated delta layer read its first norm too, so that one is left as it is.
     """
     shape = config.layers[layer]
     shared = shape.weights is not None or any(other.weights == layer for other in config.layers)
@@ -41,7 +42,8 @@ def folds(config: DecoderConfig, layer: int) -> tuple[Fold, ...]:
         return ()
     before_mlp = "pre_feedforward_layernorm" if config.post_norms else "post_attention_layernorm"
     queries, keys, values = (f"self_attn.{name}_proj" for name in "qkv")
-    found = [Fold("input_layernorm", (queries, keys, values))]
+    gated = shape.linear is not None and shape.linear.kind == "gated delta"
+    found = [] if gated else [Fold("input_layernorm", (queries, keys, values))]
     if config.num_kv_heads == config.num_heads:
         found.append(Fold(values, ("self_attn.o_proj",)))
     found.append(Fold(before_mlp, ("mlp.gate_proj", "mlp.up_proj")))
