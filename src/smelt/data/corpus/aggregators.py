@@ -50,11 +50,12 @@ _NAMES = {
         r"\b[A-Z][a-z]+ (?:[A-Z]\.? )?[A-Z][a-z]+\b|\b[A-Z]{2,}, [A-Z][a-z]+\b|\b[A-Z][a-z]+[,;] ?[A-Z][a-z]+(?=[,;|])"
     ),
     "de": re.compile(
-        r"\b[A-ZÄÖÜ][a-zäöüß]+ [A-ZÄÖÜ][a-zäöüß]+\b|\b[A-ZÄÖÜ][a-zäöüß]+[,;] ?[A-ZÄÖÜ][a-zäöüß]+(?=[,;|]| und )"
+        r"\b[A-ZÄÖÜ][a-zäöüß]+ [A-ZÄÖÜ][a-zäöüß]+\b|\b[A-ZÄÖÜ]{2,}, [A-ZÄÖÜ][a-zäöüß]+\b"
+        r"|\b[A-ZÄÖÜ][a-zäöüß]+[,;] ?[A-ZÄÖÜ][a-zäöüß]+(?=[,;|]| und )"
     ),
     "zh": re.compile(
-        r"(?:姓名|联系人|机主|先生|女士)"
-        rf"|(?<![\u4e00-\u9fff])[{_SURNAMES}][\u4e00-\u9fff]{{1,2}}(?=[ ,，:：;；、|\t(（])"
+        r"(?:姓名|联系人|机主|先生|女士|本名|真名|其子|其女|丈夫|妻子|儿子|女儿|外孙|侄子)"
+        rf"|(?<![\u4e00-\u9fff])[{_SURNAMES}][\u4e00-\u9fff]{{1,2}}(?=[ ,，:：;；、|/\t(（])"
     ),
 }
 # Firms, houses and offices have names of the same form: a noun no person is called, or an adjective or article first.

@@ -17,7 +17,7 @@ import numpy as np
 
 from smelt.data.corpus.documents import LANGUAGES
 from smelt.data.corpus.filters import Filter
-from smelt.data.corpus.page import Page
+from smelt.data.corpus.page import WORD, Page
 
 _QUOTED = re.compile(
     r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|《[^》\n]{1,80}》"
@@ -45,7 +45,11 @@ _Entry = tuple[float, float]
 
 @dataclass(slots=True)
 class WordList:
-    """One file of `words/`: weighed terms, phrases and patterns, and the words of texts about the subject."""
+    """One file of `words/`: weighed terms, phrases and patterns, and the words of texts about the subject.
+
+    `heads` are the first words of `groups`. `keys` names phrases by their longest word, so that a page is searched only
+    for those whose word it has; Chinese has no words to look up.
+    """
 
     terms: dict[str, float] = field(default_factory=dict)
     phrases: dict[str, float] = field(default_factory=dict)
@@ -53,17 +57,20 @@ class WordList:
     groups: frozenset[str] = frozenset()
     about: tuple[str, ...] = ()
     reported: tuple[str, ...] = ()
+    insults: frozenset[str] = frozenset()
     heads: frozenset[str] = frozenset()
+    keys: dict[str, list[str]] = field(default_factory=dict)
     reports: re.Pattern[str] | None = None
 
 
 LIMITS: Mapping[str, Limits] = {
-    "hate": Limits(points=3, density=2.0, variety=2),
-    "adult": Limits(points=5, density=4.0, variety=4),
-    "spam": Limits(points=4.5, density=4.5, variety=4),
+    "hate": Limits(points=3.5, density=3.0, variety=3),
+    "adult": Limits(points=6, density=8.0, variety=6),
+    "spam": Limits(points=6, density=9.0, variety=6),
 }
 
 
+INSULT = 1.5  # points of a sentence that names a group of people and an insult
 ABOUT_POINTS = 2.0  # what a word of a text about the subject speaks for it
 
 
@@ -109,7 +116,13 @@ def _lists(page: Page, subject: str) -> list[WordList]:
 
 def _terms(page: Page, text: str, words: WordList) -> list[_Entry]:
     """Each term and phrase that is there."""
-    found = [(weight, weight * text.count(phrase)) for phrase, weight in words.phrases.items() if phrase in text]
+    if words.keys:
+        phrases = [phrase for key in page.counts.keys() & words.keys.keys() for phrase in words.keys[key]]
+    else:
+        phrases = list(words.phrases)
+    found = [
+        (words.phrases[phrase], words.phrases[phrase] * text.count(phrase)) for phrase in phrases if phrase in text
+    ]
     for term in page.counts.keys() & words.terms.keys():  # whole words, of which `text` may hold fewer than the page
         if count := min(page.counts[term], text.count(term)):
             found.append((words.terms[term], words.terms[term] * count))
@@ -119,8 +132,19 @@ def _terms(page: Page, text: str, words: WordList) -> list[_Entry]:
 def _patterns(page: Page, text: str, words: WordList) -> list[_Entry]:
     """Each pattern that is there; they speak of groups of people, so other pages are not searched."""
     groups = any(group in text for group in words.heads) if page.is_chinese else page.counts.keys() & words.heads
-    found = ((weight, weight * len(pattern.findall(text))) for pattern, weight in words.patterns) if groups else ()
+    if not groups:
+        return []
+    found = [(weight, weight * len(pattern.findall(text))) for pattern, weight in words.patterns]
+    if words.insults and page.is_chinese:
+        found += [(INSULT, INSULT) for one in _SENTENCE.findall(text) if _either(words.heads, one, words.insults)]
+    elif words.insults and page.counts.keys() & words.insults:
+        split = (set(WORD.findall(one)) for one in _SENTENCE.findall(text))
+        found += [(INSULT, INSULT) for one in split if one & words.heads and one & words.insults]
     return [entry for entry in found if entry[1]]
+
+
+def _either(groups: frozenset[str], sentence: str, insults: frozenset[str]) -> bool:
+    return any(group in sentence for group in groups) and any(insult in sentence for insult in insults)
 
 
 def _rule(subject: str) -> Filter:
@@ -166,6 +190,8 @@ def word_list(subject: str, language: str) -> WordList:
             found.groups |= frozenset(group.replace("_", " ") for group in line.split())
         elif section == "about":
             found.about += tuple(line.split())
+        elif section == "insults":
+            found.insults |= frozenset(line.split())
         elif section == "reported":
             found.reported += tuple(line.split("|"))
         elif section == "terms":
@@ -177,6 +203,9 @@ def word_list(subject: str, language: str) -> WordList:
         else:
             found.phrases |= dict.fromkeys(line.split("|"), weight)
     found.heads = found.groups if language == "zh" else frozenset(group.split()[0] for group in found.groups)
+    if language != "zh":
+        for phrase in found.phrases:
+            found.keys.setdefault(max(WORD.findall(phrase), key=len), []).append(phrase)
     if found.reported:
         edge = "" if language == "zh" else r"\b"
         found.reports = re.compile(f"{edge}(?:{'|'.join(map(re.escape, found.reported))}){edge}")

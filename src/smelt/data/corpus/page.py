@@ -13,7 +13,7 @@ from smelt.data.corpus import personal
 from smelt.data.corpus.documents import Document
 from smelt.data.corpus.tokens import U64, code_points, token_hashes
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class Page:
@@ -26,7 +26,7 @@ class Page:
     @cached_property
     def words(self) -> list[str]:
         """Runs of letters and digits; apostrophes and hyphens inside a word belong to it. Chinese: whole clauses."""
-        return _WORD.findall(self.text)
+        return WORD.findall(self.text)
 
     @cached_property
     def lower(self) -> str:

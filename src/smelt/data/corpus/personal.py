@@ -36,7 +36,7 @@ _RESERVED_HOST = re.compile(
 # not stand before a match is looked at afterwards.
 _IPV4 = re.compile(rf"\d{{1,3}}(?:\.\d{{1,3}}){{3}}(?!{_LETTER}|\.\d)")
 _IPV6_HINT = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:|:){2,7}[0-9A-Fa-f]{1,4}(?![\w:])")
+_IPV6 = re.compile(rf"(?<![:.])(?<!{_LETTER})(?:[0-9A-Fa-f]{{1,4}}:|:){{2,7}}[0-9A-Fa-f]{{1,4}}(?!{_LETTER}|:)")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])")
 _PENSION_ID = re.compile(r"\d{2}[ ]?\d{6}[ ]?[A-Z][ ]?\d{3}(?![A-Za-z0-9])")
 _KNOWN_ADDRESSES = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222"})
