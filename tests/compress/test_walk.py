@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -245,6 +248,37 @@ def test_a_full_disk_is_told_and_leaves_finished_layers(tmp_path: Path, monkeypa
             _walked(config, tmp_path, Shake())
     assert list(tmp_path.iterdir()) == []
     _walked(config, tmp_path, Shake())
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from smelt.compress.walk import walk
+from tests.compress.test_walk import Shake, calibration, decoder
+from tests.tiny import tiny_config
+
+def die(progress):
+    if progress.done == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+config = tiny_config("qwen3")
+walk(decoder(config), calibration(config), Shake(), Path(sys.argv[1]), on_progress=die)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [1, 4, 7])
+def test_a_process_killed_by_the_system_costs_one_layer_at_most(dies_at: int, tmp_path: Path) -> None:
+    """At 4 the last group of a layer is done and its file is not yet written."""
+    config = tiny_config("qwen3")
+    whole, _ = _walked(config, tmp_path / "whole", Shake())
+    command = [sys.executable, "-c", _KILLED, str(tmp_path / "cut"), str(dies_at)]
+    ended = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], timeout=100)
+    assert ended.returncode == -signal.SIGKILL
+    again = Shake()
+    resumed, _ = _walked(config, tmp_path / "cut", again)
+    assert len(again.order) == 12 - (dies_at - 1) // 4 * 4
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_an_iterator_dropped_half_way_leaves_no_hook(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ OUTPUT = ("self_attn.o_proj",)
 GATE = ("mlp.gate_proj", "mlp.up_proj")
 DOWN = ("mlp.down_proj",)
 GROUPS = (ATTENTION, OUTPUT, GATE, DOWN)
+MEMORY_BYTES = 2 << 30
+"""Hidden states above this lie in a file, unless a walk is told otherwise."""
 
 
 class Treatment(Protocol):
@@ -91,7 +93,7 @@ def walk(
     *,
     on_progress: Callable[[Progress], None] = lambda _: None,
     stopping: threading.Event | None = None,
-    memory_bytes: int = 2 << 30,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> dict[str, NDArray[Any]]:
     """Treat every matrix inside the layers of `model`, in place; returns what the treatment kept, mapped from files.
 

@@ -115,6 +115,14 @@ def test_sizes_are_those_of_the_bytes_themselves() -> None:
     assert sizes.sparsity({"m": matrix}) == {"m": 5 / 8}
 
 
+def test_what_a_walk_needs_is_told_before_it_starts() -> None:
+    config = toy_config("llama")
+    by_size, wanda, repair = (Sparsify(method=m).needs(config) for m in ("magnitude", "wanda", "sparsegpt"))
+    assert 3 * 4 * config.num_parameters == by_size.memory_bytes < wanda.memory_bytes < repair.memory_bytes
+    wide = dataclasses.replace(config, hidden_size=1 << 14)  # what enters a layer is above 2 GiB: on the disk
+    assert Sparsify().needs(wide).disk_bytes - 2 * 4 * wide.num_parameters == 4 * (1 << 14) * 128 * 2048
+
+
 def test_shared_matrices_are_dropped_once(tmp_path: Path) -> None:
     layers = (LayerConfig(), LayerConfig(weights=0))
     source = open_checkpoint(make_tiny_folder(tmp_path / "toy", family="llama", layers=layers))

@@ -19,7 +19,7 @@ from smelt.compress.sparse import sizes
 from smelt.compress.sparse.masks import Pattern, Scope, dropped
 from smelt.compress.sparse.treatment import Sparsity, stem_of
 from smelt.compress.stage import Needs, Work, how
-from smelt.compress.walk import walk
+from smelt.compress.walk import MEMORY_BYTES, walk
 from smelt.core.decoder import MATRICES, DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.model.decoder import Decoder
@@ -29,6 +29,7 @@ from smelt.train.hardware import pick_device
 Method = Literal["magnitude", "threshold", "wanda", "sparsegpt"]
 _METHODS = ("magnitude", "threshold", "wanda", "sparsegpt")
 SCOPES = ("row", "matrix", "global")
+_MOST_TOKENS = 128 * 2048  # of a calibration as `CalibrationConfig` makes it
 _SIZE_AND_SPEED = "stored and run as dense matrices: no smaller and no faster until a reader of zeros is used"
 
 
@@ -57,11 +58,15 @@ class Sparsify:
         return "sparsify"
 
     def needs(self, config: DecoderConfig) -> Needs:
-        """Two models in float32, and SparseGPT's Hessian of the widest input with its factor and what lies between."""
-        widest = max(width for _, width in config.matrix_shapes().values())
+        """Two models in float32; of a walk the hidden states, and SparseGPT's Hessian with what lies on its way."""
         whole = 4 * config.num_parameters
+        if self.method in ("magnitude", "threshold"):
+            return Needs(memory_bytes=3 * whole, disk_bytes=whole)
+        widest = max(width for _, width in config.matrix_shapes().values())
+        hidden = 4 * config.hidden_size * _MOST_TOKENS
         hessian = 5 * 4 * widest**2 if self.method == "sparsegpt" else 0
-        return Needs(memory_bytes=3 * whole + hessian, disk_bytes=3 * whole)
+        spilled = hidden if hidden > MEMORY_BYTES else 0
+        return Needs(memory_bytes=3 * whole + hidden - spilled + hessian, disk_bytes=2 * whole + spilled)
 
     def run(self, source: Checkpoint, work: Work) -> dict[str, Any]:
         """See `compress.stage.Stage`. Facts as in `facts_of`, and SparseGPT's loss of each matrix's output."""
