@@ -1,0 +1,289 @@
+"""The training mixture of a model's recipe as a chain's material, and the examination: text of seeds of its own.
+
+What is learned by a repair is the mixture under other seeds, with the public sets and the corpus where they are given.
+What is held out are generated conversations of other seeds again, and the corpus's `valid` split: a public set's test
+part is no part of the mixture, and its training part was learned. Shapes: N learned tokens, D documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+
+from smelt.checkpoint import Checkpoint, open_checkpoint
+from smelt.compress.calibration import CalibrationConfig, calibration_of_stream
+from smelt.compress.chain.material import text_bytes
+from smelt.compress.chain.measure import decoder_of
+from smelt.compress.chain.store import Artifact
+from smelt.compress.stage import Material
+from smelt.data.batches import Batch
+from smelt.data.stream import Conversations, PackedStream, Texts
+from smelt.model.decoder import Decoder
+from smelt.tokenizer import Tokenizer
+from smelt.train.lineage import digest
+from smelt.train.objectives import learned_hidden
+
+CALIBRATION_SEED, STAGES_SEED, EXAM_SEED, LEARNING_SEED = 9_101, 9_102, 9_103, 9_200
+CPU = torch.device("cpu")
+sys.path.append(str(Path(__file__).parents[1]))  # the recipes lie beside this folder, in no installed package
+_PARTS = ("inputs", "targets", "segments", "privileges")
+_PIECE_LEN = 1024
+_SAY_S = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """recipe: whose mixture. calibration_rows, stage_rows: what stages see of text; exam_tokens: learned ones.
+
+    data, corpus: folders; None: generated tasks alone.
+    """
+
+    recipe: str = "spark"
+    data: Path | None = None
+    corpus: Path | None = None
+    batch_tokens: int = 3072
+    calibration_rows: int = 32
+    stage_rows: int = 16
+    exam_tokens: int = 100_000
+
+
+class Mixture:
+    """The recipe's own stream under any seed. The public sets take a minute to read, and are read when first asked."""
+
+    def __init__(self, setting: Setting, source: Checkpoint) -> None:
+        self.setting, self.tokenizer = setting, Tokenizer.load(source.folder)
+        self.privileges = source.config.num_privileges > 0
+
+    def learned(self, seed: int) -> PackedStream:
+        """With everything that is given."""
+        return dataclasses.replace(_reseeded(self._whole, LEARNING_SEED + seed), privileges=self.privileges)
+
+    def held_out(self, seed: int) -> PackedStream:
+        """Generated alone, and of the corpus its held-out split."""
+        return dataclasses.replace(_reseeded(self._bare, seed), privileges=self.privileges)
+
+    @cached_property
+    def _whole(self) -> PackedStream:
+        return self._stream(self.setting.data, self.setting.corpus)
+
+    @cached_property
+    def _bare(self) -> PackedStream:
+        stream = self._stream(None, None)
+        if self.setting.corpus is None:
+            return stream
+        from smelt.data.shards import tokenize_corpus
+
+        valid = Texts(shards=tokenize_corpus(self.setting.corpus, self.tokenizer, split="valid"), seed=0)
+        share = sum(weight for source, weight in self._whole.sources if isinstance(source, Texts))
+        ((talk, _),) = stream.sources
+        return dataclasses.replace(stream, sources=[(talk, 1.0 - share), (valid, share)])
+
+    def _stream(self, data: Path | None, corpus: Path | None) -> PackedStream:
+        """The recipe's stage that most of the training was spent in."""
+        stages, name = (_spark if self.setting.recipe == "spark" else _ember)(self, data, corpus)
+        (prefetched,) = [stage.stream for stage in stages if stage.name == name]
+        stream: PackedStream = prefetched.stream
+        return stream
+
+
+def _spark(mixture: Mixture, data: Path | None, corpus: Path | None) -> tuple[list[Any], str]:
+    from recipes.public import load_sources
+    from recipes.spark_config import SparkConfig
+    from recipes.spark_data import make_stages
+    from smelt.chat.house import HouseRenderer
+    from smelt.data.text import read_pools
+
+    assert corpus is None, "spark learned no running text"
+    config = SparkConfig()
+    stages = make_stages(
+        HouseRenderer(mixture.tokenizer),
+        mixture.tokenizer.control_ids["<|pad|>"],
+        load_sources(data, config.seed),
+        read_pools(data or mixture.setting.data),
+        batch_tokens=mixture.setting.batch_tokens,
+        early_tokens=config.early_tokens,
+    )
+    return stages, "main"
+
+
+def _ember(mixture: Mixture, data: Path | None, corpus: Path | None) -> tuple[list[Any], str]:
+    from recipes.ember import EmberConfig
+    from recipes.ember_data import Material as Known
+    from recipes.ember_data import make_stages
+    from smelt.data.text import read_pools
+    from smelt.train.recipe import Workshop
+
+    config = EmberConfig()
+    known = dataclasses.replace(Known.load(data, corpus, config.seed), pools=read_pools(data or mixture.setting.data))
+    stages = make_stages(
+        known,
+        mixture.tokenizer,
+        Workshop(out=Path("build")),
+        batch_tokens=mixture.setting.batch_tokens,
+        early_tokens=config.early_tokens,
+        main=config.main,
+        choices=config.choices,
+        final=config.final,
+    )
+    return stages, "choices"
+
+
+def _reseeded(stream: PackedStream, seed: int) -> PackedStream:
+    """The same mixture of other examples in another order."""
+    sources: list[tuple[Any, float]] = []
+    for source, weight in stream.sources:
+        if isinstance(source, Conversations):
+            example_at: Any = source.example_at
+            sources.append((dataclasses.replace(source, example_at=dataclasses.replace(example_at, seed=seed)), weight))
+        else:
+            sources.append((dataclasses.replace(source, seed=seed), weight))  # type: ignore[type-var]
+    return dataclasses.replace(stream, sources=sources, seed=seed)
+
+
+def make_material(setting: Setting, source: Checkpoint, kept: Path) -> tuple[Material, list[Batch]]:
+    """Material for stages, and the batches of the examination; kept in a file, so that a second call reads no sets."""
+    mixture = Mixture(setting, source)
+    key = digest([dataclasses.asdict(setting) | {"data": setting.data is not None}, source.fingerprint])
+    path = kept / f"material-{key[:16]}.npz"
+    if not path.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        config = CalibrationConfig(num_sequences=setting.calibration_rows, least_tokens=1)
+        stream = mixture.learned(CALIBRATION_SEED - LEARNING_SEED)
+        made = {
+            "calibration": list(calibration_of_stream(stream, "the recipe's mixture", config).batches),
+            "stages": _rows(mixture.held_out(STAGES_SEED), setting.stage_rows),
+            "exam": _learned(mixture.held_out(EXAM_SEED), setting.exam_tokens),
+        }
+        _save(path, made)
+    found = _load(path)
+    calibration = calibration_of_stream(
+        _Given(found["calibration"]),
+        "the recipe's mixture",
+        CalibrationConfig(num_sequences=sum(len(b.inputs) for b in found["calibration"]), least_tokens=1),
+    )
+    material = Material(
+        calibration=calibration,
+        held_out=found["stages"],
+        held_out_bytes=text_bytes(found["stages"], mixture.tokenizer),
+        stream=mixture.learned,
+        digest=digest([key, calibration.digest]),
+    )
+    return material, found["exam"]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Batches as a stream of one chunk."""
+
+    batches: list[Batch]
+
+    def chunk(self, number: int) -> list[Batch]:
+        return self.batches if number == 0 else []
+
+
+def _rows(stream: PackedStream, num_rows: int) -> list[Batch]:
+    found: list[Batch] = []
+    for batch in stream.chunk(0):
+        if sum(len(each.inputs) for each in found) < num_rows:
+            found.append(batch)
+    return found
+
+
+def _learned(stream: PackedStream, num_tokens: int) -> list[Batch]:
+    found: list[Batch] = []
+    number = 0
+    while True:
+        for batch in stream.chunk(number):
+            found.append(batch)
+            if sum(each.num_learned for each in found) >= num_tokens:
+                return found
+        number += 1
+
+
+def _save(path: Path, made: dict[str, list[Batch]]) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, batches in made.items():
+        for i, batch in enumerate(batches):
+            fields = (batch.inputs, batch.targets, batch.segment_ids, batch.privileges)
+            arrays |= {f"{name}.{i}.{part}": a for part, a in zip(_PARTS, fields, strict=True) if a is not None}
+    partial = path.with_suffix(".part.npz")
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def _load(path: Path) -> dict[str, list[Batch]]:
+    found: dict[str, list[Batch]] = {}
+    with np.load(path) as arrays:
+        for name in ("calibration", "stages", "exam"):
+            count = sum(key.startswith(f"{name}.") and key.endswith(".inputs") for key in arrays.files)
+            fields = [[arrays.get(f"{name}.{i}.{part}") for part in _PARTS] for i in range(count)]
+            found[name] = [Batch(*each) for each in fields]
+    return found
+
+
+class Exam:
+    """Nats of each held-out document under an artifact, taken once per artifact and kept."""
+
+    def __init__(self, batches: list[Batch], num_bytes: int, folder: Path) -> None:
+        self.batches, self.num_bytes, self.folder = batches, num_bytes, folder
+        self.num_learned = sum(batch.num_learned for batch in batches)
+        self.documents, self.num_documents = self._documents()
+        found = hashlib.sha256(b"".join(b.inputs.tobytes() + b.targets.tobytes() for b in batches))
+        self.digest = found.hexdigest()
+
+    def nats(self, artifact: Artifact, name: str, say: Callable[[str], None] = print) -> NDArray[np.float64]:
+        """[D] float64: the summed cross-entropy of each document's learned tokens, as the folder computes it."""
+        kept = self.folder / f"{artifact.hash[:16]}-{self.digest[:16]}.npy"
+        if kept.is_file():
+            found: NDArray[np.float64] = np.load(kept)
+            return found
+        model = decoder_of(open_checkpoint(artifact.folder)).eval()
+        began = said = time.monotonic()
+        parts = []
+        for number, batch in enumerate(self.batches, 1):
+            parts.append(token_nats(model, batch))
+            if (now := time.monotonic()) - said > _SAY_S:
+                left_s = (now - began) / number * (len(self.batches) - number)
+                say(f"  exam of {name}: {number} of {len(self.batches)} batches, {left_s:,.0f} s left")
+                said = now
+        found = np.bincount(self.documents, np.concatenate(parts), self.num_documents)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".part.npy")
+        np.save(partial, found)
+        partial.replace(kept)
+        return found
+
+    def _documents(self) -> tuple[NDArray[np.int64], int]:
+        """Of each learned token the number of its document."""
+        keys = []
+        for number, batch in enumerate(self.batches):
+            assert batch.segment_ids is not None
+            row, _ = index = np.nonzero(batch.targets >= 0)
+            keys.append((number << 40) + (row << 20) + batch.segment_ids[index])
+        _, documents = np.unique(np.concatenate(keys), return_inverse=True)
+        return documents, int(documents.max()) + 1
+
+
+@torch.no_grad()
+def token_nats(model: Decoder, batch: Batch) -> NDArray[np.float64]:
+    """[N] float64: cross-entropy of a batch's learned tokens, row by row."""
+    hidden = learned_hidden(model, batch, CPU)
+    wanted = torch.from_numpy(batch.targets[batch.targets >= 0])
+    pieces = [
+        F.cross_entropy(model.logits(hidden[at : at + _PIECE_LEN]), wanted[at : at + _PIECE_LEN], reduction="none")
+        for at in range(0, len(wanted), _PIECE_LEN)
+    ]
+    found: NDArray[np.float64] = torch.cat(pieces or [torch.zeros(0)]).double().numpy()
+    return found
