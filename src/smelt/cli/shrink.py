@@ -36,7 +36,7 @@ class ShrinkOptions:
     changes: Annotated[list[str] | None, typer.Option("--set", help="stage.key=value; repeat.")] = None
     calibrate: Annotated[str, typer.Option(help="self, a text or JSONL file, or a corpus; else as --train-on.")] = ""
     train_on: Annotated[str, typer.Option(help="self (the model writes), a text or JSONL file, or a corpus.")] = "self"
-    train_tokens: Annotated[int, typer.Option(help="Tokens read of it, or written by the model.", min=1)] = 250_000
+    train_tokens: Annotated[int, typer.Option(help="Tokens read of it, or written by the model.", min=1)] = 100_000
     row_len: Annotated[int, typer.Option(help="Tokens of a row.", min=8)] = 512
     rows: Annotated[int, typer.Option(help="Rows of a batch.", min=1)] = 4
     max_bpb_increase: Annotated[

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, resolve_model
+from smelt.compress.calibration import SELF
 from smelt.compress.chain.gates import Gates
 from smelt.compress.chain.material import MaterialSettings, make_material
 from smelt.compress.chain.measure import MeasureSettings
@@ -35,6 +36,10 @@ from smelt.engine.rates import measure_rates
 from smelt.generate.options import free_memory_bytes
 from smelt.train.finetune.folder import base_name, stored_dtype
 
+_SELF_NOTE = (
+    "held-out text is what the model wrote itself: KL and agreement hold for it, bits per byte say little; "
+    "--train-on takes a text, conversations or a corpus"
+)
 _FLOATS: dict[str, Floats] = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
 
@@ -161,6 +166,8 @@ def planned(settings: ShrinkSettings, out: Path | None = None) -> Plan:
         stages, notes = aimed(stages, target, sizes, here, chosen=bool(settings.stages))
         gates = target.gates(gates)
     stages = changed(stages, settings.changes)
+    if settings.material.train_on == SELF:
+        notes = [*notes, _SELF_NOTE]
     return Plan(
         source=source,
         artifact=artifact,
@@ -200,7 +207,7 @@ def shrink(
         control=plan.control,
     )
     outcome = run_chain(chain, plan.source.folder, out, watch.chain)
-    report = report_of(chain, outcome, name=base_name(plan.source), command=settings.command)
+    report = report_of(chain, outcome, name=base_name(plan.source), command=settings.command, notes=plan.notes)
     write_report(report, out)
     folder = None
     if outcome.passed:

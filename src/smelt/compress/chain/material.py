@@ -40,7 +40,7 @@ class MaterialSettings:
     train_on: str = SELF
     row_len: int = 512
     rows: int = 4
-    train_tokens: int = 250_000
+    train_tokens: int = 100_000
     held_out_rows: int = 64
     calibration: int = 128
     temperature: float = 1.0

@@ -30,6 +30,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"<h1>{escape(title)}</h1>",
         _verdict(report),
         _flags(report["flags"]),
+        *(f"<p>{escape(note)}</p>" for note in report["notes"]),
         _table(shown),
         "<h2>Size, quality, speed</h2>",
         curve(rows),

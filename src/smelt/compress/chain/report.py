@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smelt.compress.chain.run import Chain, Outcome, Step
@@ -14,10 +14,12 @@ from smelt.train.lineage import hardware, libraries
 FORMAT = 1
 
 
-def report_of(chain: Chain, outcome: Outcome, *, name: str, command: str = "") -> dict[str, Any]:
+def report_of(
+    chain: Chain, outcome: Outcome, *, name: str, command: str = "", notes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Every figure the run measured, by stage; `rows` has the source first, and the control where there is one.
 
-    name: of the source. command: what makes it again.
+    name: of the source. command: what makes it again. notes: what a reader must know of the figures.
     """
     material = chain.material
     rows = [_row("source", outcome.source_measured, hash=outcome.source.hash)]
@@ -29,6 +31,7 @@ def report_of(chain: Chain, outcome: Outcome, *, name: str, command: str = "") -
         "passed": outcome.passed,
         "gates": [dataclasses.asdict(verdict) for verdict in outcome.verdicts],
         "flags": [*(flag for step in outcome.steps for flag in step.flags), *outcome.flags],
+        "notes": list(notes),
         "rows": rows,
         "control": None if outcome.control is None else _stage_row(outcome.control) | {"name": "control"},
         "change": change(rows[0], rows[-1]),
