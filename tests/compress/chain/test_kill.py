@@ -12,7 +12,6 @@ from smelt.compress.chain.store import artifact_of
 from tests.compress.chain.fakes import killable, small_source
 from tests.train.runs import started
 
-
 SIGNS = ("scaled-*/computed", "distil-*/scratch/run/metrics.jsonl", "quantize-*/scratch")
 """What shows that a stage is at work: each is killed in its turn."""
 

@@ -120,7 +120,9 @@ def figures(**changes: Any) -> dict[str, Any]:
     [
         ("prune", figures(), ["no fewer parameters", "no fewer bytes", "not measurably faster"]),
         ("prune", figures(parameters=70, bytes=700, decode_tok_s={"value": 80.0, "interval": [78, 82]}), []),
-        ("quantize", figures(bytes=500, decode_tok_s={"value": 30.0, "interval": [29, 31]}), ["slower, not faster"]),
+        ("quantize", figures(bytes=500, decode_tok_s={"value": 30.0, "interval": [29, 31]}), ["slower than before"]),
+        ("prune", figures(parameters=70, bytes=700, decode_tok_s={"value": 9.0, "interval": [8, 10]}), ["slower than"]),
+        ("quantize", figures(bytes=500), []),
         ("quantize", figures(bytes=500, decode_tok_s=None), []),
         ("sparsify", figures(), ["no fewer bytes", "not measurably faster"]),
         ("distil", figures(), ["no better"]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Claim = Literal["parameters", "bytes", "speed", "quality"]
+Claim = Literal["parameters", "bytes", "speed", "no_slower", "quality"]
 
 CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "prune": ("parameters", "bytes", "speed"),
     "share": ("parameters", "bytes"),
     "sparsify": ("bytes", "speed"),
-    "quantize": ("bytes",),  # not speed: weights in floating point are served in 8 bits too
-    "quantize-aware": ("bytes",),
+    "quantize": ("bytes", "no_slower"),  # not faster: weights in floating point are served in 8 bits too
+    "quantize-aware": ("bytes", "no_slower"),
     "linearise": ("speed",),
     "distil": ("quality",),
     "finetune": ("quality",),
@@ -30,8 +30,8 @@ def flags(name: str, facts: Mapping[str, Any], before: Mapping[str, Any], after:
         found.append(f"{name}: no fewer parameters ({before['parameters']:,} before, {after['parameters']:,} after)")
     if "bytes" in claims and after["bytes"] >= before["bytes"]:
         found.append(f"{name}: no fewer bytes on disk ({before['bytes']:,} before, {after['bytes']:,} after)")
-    if "speed" in claims:
-        found += _speed(name, before, after)
+    if "speed" in claims or "no_slower" in claims:
+        found += _speed(name, before, after, faster="speed" in claims)
     if "quality" in claims and after["bits_per_byte"]["value"] >= before["bits_per_byte"]["value"]:
         found.append(f"{name}: held-out text is predicted no better ({_bits(before)} before, {_bits(after)} after)")
     grown = after["bits_per_byte"]["value"] / max(1e-9, before["bits_per_byte"]["value"]) - 1.0
@@ -58,14 +58,14 @@ def final_flags(
     return found
 
 
-def _speed(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def _speed(name: str, before: Mapping[str, Any], after: Mapping[str, Any], *, faster: bool) -> list[str]:
     old, new = before["decode_tok_s"], after["decode_tok_s"]
     if old is None or new is None:
         return []
     told = f"decode {old['value']:,.0f} tok/s before, {new['value']:,.0f} after"
     if new["interval"][1] < old["interval"][0]:
-        return [f"{name}: slower, not faster ({told})"]
-    if new["interval"][0] <= old["interval"][1]:
+        return [f"{name}: slower than before ({told})"]
+    if faster and new["interval"][0] <= old["interval"][1]:
         return [f"{name}: not measurably faster ({told}; the intervals overlap)"]
     return []
 
