@@ -21,6 +21,7 @@ from smelt.core.quantization import ActivationFormat, Scheme, WeightFormat
 from smelt.native import Integers, NativeRunner, native_weights
 from smelt.native.extension import core
 from smelt.native.formats import Form, Inputs, form_of, inputs_of, joined
+from tests.model.test_sharing import SHARING
 from tests.native.batches import logits_by_chunks, prompt
 from tests.native.test_kernels import ISAS, _rounded_activations, _rounded_weights
 from tests.native.test_parity import mean_kl, oracle_logits
@@ -327,6 +328,19 @@ def test_matrices_that_differ_are_multiplied_as_one() -> None:
     runner = NativeRunner(config, tensors, weights=Integers(matrices), num_blocks=4, num_threads=1)
     want = oracle_logits(config, stands_for(tensors, matrices), ids)
     assert mean_kl(want, logits_by_chunks(runner, ids, [30])) < 6e-3
+
+
+@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("activations", [None, ActivationFormat(symmetric=False)])
+def test_layers_that_share_matrices_share_the_codes(name: str, activations: ActivationFormat | None) -> None:
+    """Residues are rounded at load and multiply the same inputs: where these have a zero point, it comes off there too."""
+    config, scheme = SHARING[name], Scheme(weights=WeightFormat(), head=WeightFormat(), activations=activations)
+    tensors, matrices = rounded_model(config, scheme)
+    ids = prompt(config, 40)
+    runner = make_runner(config, scheme, num_threads=2)
+    want = oracle_logits(config, stands_for(tensors, matrices), ids)
+    assert mean_kl(want, logits_by_chunks(runner, ids, [30, 1, 9])) < 1e-2
+    assert runner.weight_bytes <= NativeRunner(config, tensors, num_blocks=1, num_threads=1).weight_bytes
 
 
 def test_four_bits_take_half_the_memory() -> None:
