@@ -14,6 +14,7 @@ from smelt.compress.quality import quality
 from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.stage import Material
 from smelt.model.decoder import Decoder
+from smelt.train.hardware import pick_device
 
 Scores = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ def measure(
         "bytes": artifact.num_bytes,
         "weight_bytes": artifact.weight_bytes,
         "stored": sorted(checkpoint.stored_dtypes),
-        **quality(decoder_of(checkpoint), teacher, material),
+        **quality(decoder_of(checkpoint).to(pick_device("auto")), teacher, material),
     }
     speed = measure_speed(artifact.folder, settings.speed)
     found |= {key: speed.pop(key) for key in ("prefill_tok_s", "decode_tok_s", "peak_memory_bytes")}
