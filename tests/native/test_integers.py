@@ -333,7 +333,7 @@ def test_matrices_that_differ_are_multiplied_as_one() -> None:
 @pytest.mark.parametrize("name", SHARING)
 @pytest.mark.parametrize("activations", [None, ActivationFormat(symmetric=False)])
 def test_layers_that_share_matrices_share_the_codes(name: str, activations: ActivationFormat | None) -> None:
-    """Residues are rounded at load and multiply the same inputs: where these have a zero point, it comes off there too."""
+    """Residues are rounded at load and multiply the same inputs, whose zero point must come off there too."""
     config, scheme = SHARING[name], Scheme(weights=WeightFormat(), head=WeightFormat(), activations=activations)
     tensors, matrices = rounded_model(config, scheme)
     ids = prompt(config, 40)
