@@ -9,6 +9,7 @@ import typer
 
 from smelt.cli.data import data_app
 from smelt.cli.evaluate import EvalOptions
+from smelt.cli.export import ExportOptions, export_command
 from smelt.cli.model_options import ModelOption, ThreadsOption, WeightsOption
 from smelt.cli.options import takes
 from smelt.cli.plan import PlanOptions, plan_command
@@ -119,6 +120,13 @@ def train(options: TrainOptions) -> None:
 def shrink(options: ShrinkOptions) -> None:
     """Make a model small by a chain of stages and report what each cost. Called again with the same --out it goes on."""
     shrink_command(options)
+
+
+@app.command()
+@takes(ExportOptions)
+def export(options: ExportOptions) -> None:
+    """Write a model in a form that other programs load, read it back with one of them, and compare."""
+    export_command(options)
 
 
 @app.command()
