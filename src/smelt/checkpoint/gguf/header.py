@@ -96,6 +96,8 @@ def _check(config: DecoderConfig) -> None:
         wanted.append(("o_bias", config.o_bias, False))
     if gemma:
         wanted.append(("qkv_bias", config.qkv_bias, False))
+    if config.family == "qwen2" and config.num_heads * config.head_dim != config.hidden_size:
+        wanted.append(("num_heads x head_dim", config.num_heads * config.head_dim, config.hidden_size))
     for name, found, sought in wanted:
         if found != sought:
             raise UnsupportedError(f"llama.cpp's {ARCHITECTURES[config.family]} has {name} = {sought}, not {found}")
@@ -122,7 +124,15 @@ def _gemma_keys(config: DecoderConfig, notes: list[str]) -> dict[str, int | floa
         )
     if config.ropes[1].scaling != "default":
         raise UnsupportedError("llama.cpp's gemma3 does not scale rotary frequencies of sliding layers")
-    keys: dict[str, int | float | str] = {"attention.sliding_window": min(windows, default=config.context_len)}
+    if not windows:  # llama.cpp wants one that slides: then all do, and see everything all the same
+        if config.ropes[0].scaling != "default":
+            raise UnsupportedError("llama.cpp's gemma3 scales rotary frequencies only beside layers that slide")
+        return {
+            "attention.sliding_window": config.context_len,
+            "attention.sliding_window_pattern": config.num_layers + 1,
+            "rope.freq_base_swa": float(config.ropes[0].base),
+        }
+    keys: dict[str, int | float | str] = {"attention.sliding_window": min(windows)}
     if period != _GEMMA_PERIOD:
         keys["attention.sliding_window_pattern"] = period
         notes.append(f"one layer in {period} sees everything; a llama.cpp that assumes one in 6 would compute nonsense")

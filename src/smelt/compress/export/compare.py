@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +75,12 @@ def compare_logits(name: str, found_TV: NDArray[Any], sought_TV: NDArray[Any], l
     )
 
 
-def compare_texts(tokenizer: Tokenizer, encode: Callable[[str], list[int]], least: float) -> Check:
-    """The share of tokens that stand at the same place of the sample texts with the same id; `least` 1.0: all."""
+def compare_texts(tokenizer: Tokenizer, encoded: Sequence[Sequence[int]], least: float) -> Check:
+    """The share of tokens that stand at the same place of `TEXTS` with the same id, in `encoded`; `least` 1.0: all."""
     same = total = 0
     worst, worst_text = 1.0, ""
-    for text in TEXTS:
-        sought, found = _placed(tokenizer, tokenizer.encode(text)), _placed(tokenizer, encode(text))
+    for text, ids in zip(TEXTS, encoded, strict=True):
+        sought, found = _placed(tokenizer, tokenizer.encode(text)), _placed(tokenizer, ids)
         share = len(sought & found) / max(len(sought), len(found))
         same, total = same + len(sought & found), total + max(len(sought), len(found))
         if share < worst:

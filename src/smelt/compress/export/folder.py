@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from smelt.checkpoint import open_checkpoint, save_checkpoint
 from smelt.checkpoint.safetensors import FloatDtype
 from smelt.compress.export.compare import Check, compare_logits, compare_texts, our_logits, sample_ids
-from smelt.compress.export.samples import CONVERSATION, as_openai
+from smelt.compress.export.samples import CONVERSATION, TEXTS, as_openai
 from smelt.core.errors import InvalidRequestError
 from smelt.core.quantization import Scheme
 
@@ -120,7 +120,8 @@ def _check_texts(folder: Path, tokenizer: Tokenizer, renderer: Renderer | None) 
 
     load: Any = AutoTokenizer.from_pretrained
     theirs = load(folder, local_files_only=True)
-    checks = [compare_texts(tokenizer, lambda text: theirs.encode(text, add_special_tokens=False), 1.0)]
+    encoded = [theirs.encode(text, add_special_tokens=False) for text in TEXTS]
+    checks = [compare_texts(tokenizer, encoded, 1.0)]
     if renderer is not None and theirs.chat_template:
         found = theirs.apply_chat_template(
             as_openai(CONVERSATION), add_generation_prompt=True, return_dict=False, enable_thinking=False

@@ -1,10 +1,17 @@
-"""A GGUF file in llama.cpp (by llama-cpp-python): the independent reader. Keys and values in float32, one sequence."""
+"""A GGUF file in llama.cpp (by llama-cpp-python), the independent reader: in a process of its own, which it may end.
+
+llama.cpp aborts the whole process where a file says what it did not expect. Keys and values are kept in float32, so
+that what is compared is the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +23,88 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BATCH = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What is asked of a file. pieces: ids whose text is wanted; prompt: ids to go on from, by `num_answer` at most."""
+
+    ids: Sequence[int]
+    texts: Sequence[str]
+    pieces: Sequence[Sequence[int]]
+    chats: Sequence[list[dict[str, Any]]] = ()
+    prompt: Sequence[int] = ()
+    num_answer: int = 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """logits [T, V] of ids. encoded, written, chats: one entry a question; chats as text and ids.
+
+    ends: the ids at which an answer ends.
+    """
+
+    logits: NDArray[np.float32]
+    encoded: list[list[int]]
+    written: list[str]
+    chats: list[tuple[str, list[int]]]
+    answer: str
+    ends: frozenset[int]
+    adds_bos: bool
+
+
+def ask(path: Path, questions: Questions) -> Answers:
+    """llama.cpp's answers. Raises CheckpointError, with its own words, where it does not load or compute the file."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = context.Process(target=_answer, args=(path, questions, sender, log), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            found = receiver.recv()
+        except EOFError:
+            process.join()
+            said = [line for line in log.read_text(errors="replace").splitlines() if "ASSERT" in line or "rror" in line]
+            why = said[-1] if said else f"exit status {process.exitcode}"
+            raise CheckpointError(f"llama.cpp gave up on the file: {why.rpartition('/')[2]}") from None
+        finally:
+            receiver.close()
+        process.join()
+    if isinstance(found, str):
+        raise CheckpointError(found)
+    answers: Answers = found
+    return answers
+
+
+def _answer(path: Path, questions: Questions, sender: Any, log: Path) -> None:
+    """The other process: all questions in turn; its own words go to the log."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    target = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    room = max(len(questions.ids), len(questions.prompt) + questions.num_answer)
+    try:
+        with contextlib.closing(LlamaReader(path, context_len=max(_BATCH, room))) as reader:
+            chats = [reader.render(messages, open_turn=True) for messages in questions.chats]
+            made = reader.answer(questions.prompt, questions.num_answer) if questions.prompt else []
+            found = Answers(
+                logits=reader.logits(questions.ids),
+                encoded=[reader.encode(text) for text in questions.texts],
+                written=[reader.text(ids) for ids in questions.pieces],
+                chats=[(text, reader.encode(text, controls=True)) for text in chats],
+                answer=reader.text(made),
+                ends=frozenset(i for i in range(reader.vocab_size) if reader.ends(i)),
+                adds_bos=reader.adds_bos,
+            )
+    except CheckpointError as error:
+        sender.send(str(error))
+    else:
+        sender.send(found)
+    sender.close()
 
 
 def installed() -> bool:
