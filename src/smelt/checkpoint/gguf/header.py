@@ -92,7 +92,6 @@ def _check(config: DecoderConfig) -> None:
     wanted: list[tuple[str, Any, Any]] = [("activation", config.activation, "gelu_tanh" if gemma else "silu")]
     if config.family != "llama":
         wanted.append(("mlp_bias", config.mlp_bias, False))
-    if config.family != "llama" and config.family != "qwen3":
         wanted.append(("o_bias", config.o_bias, False))
     if gemma:
         wanted.append(("qkv_bias", config.qkv_bias, False))
@@ -150,8 +149,8 @@ def sliding_period(layers: tuple[LayerConfig, ...]) -> int | None:
     kinds = [layer.window is not None for layer in layers]
     if any(layer.rope != int(slides) for layer, slides in zip(layers, kinds, strict=True)):
         return None
-    fits = [n for n in range(1, len(kinds) + 2) if kinds == [i % n < n - 1 for i in range(len(kinds))]]
-    return _GEMMA_PERIOD if _GEMMA_PERIOD in fits else min(fits, default=None)
+    periods = (_GEMMA_PERIOD, *range(1, len(kinds) + 2))
+    return next((n for n in periods if kinds == [i % n < n - 1 for i in range(len(kinds))]), None)
 
 
 # ------------------------------------------------------------------------------------------------- rotary embeddings

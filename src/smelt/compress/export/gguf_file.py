@@ -100,10 +100,8 @@ def _check_logits(answers: Answers, made: GGUF, ids: list[int]) -> list[Check]:
 def _check_texts_back(answers: Answers, tokenizer: Tokenizer) -> Check:
     sought = [tokenizer.decode(tokenizer.encode(text)) for text in TEXTS]
     # A leading space is what SentencePiece puts in front of a text; both sides may leave it there or take it away.
-    pairs = [
-        (found.removeprefix(" "), text.removeprefix(" ")) for found, text in zip(answers.written, sought, strict=True)
-    ]
-    wrong = [text for found, text in pairs if found != text]
+    both = zip(answers.written, sought, strict=True)
+    wrong = [text for found, text in both if found.removeprefix(" ") != text.removeprefix(" ")]
     told = f"{len(TEXTS) - len(wrong)} of {len(TEXTS)} texts come back" + (f"; not {wrong[0][:40]!r}" if wrong else "")
     return Check(name="texts of ids", passed=not wrong, found=len(wrong), sought=0, told=told)
 
