@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smelt.chat import Renderer
+from smelt.chat.house_template import HOUSE_TEMPLATE
 from smelt.chat.renderer import Control
 from smelt.checkpoint.gguf import Vocabulary
 from smelt.checkpoint.gguf.vocabulary import TokenKind
@@ -65,7 +66,7 @@ def vocabulary_of(tokenizer: Tokenizer, renderer: Renderer | None, config: Decod
         "kinds": kinds,
         "special_ids": _special_ids(tokenizer, config),
         "add_bos": tokenizer.bos_id is not None,
-        "chat_template": _template(tokenizer, names),
+        "chat_template": _template(tokenizer, renderer, names),
     }
     if not byte_level:
         vocabulary = Vocabulary(
@@ -165,9 +166,10 @@ def _special_ids(tokenizer: Tokenizer, config: DecoderConfig) -> dict[str, int]:
     return {name: token_id for name, token_id in found.items() if token_id is not None}
 
 
-def _template(tokenizer: Tokenizer, names: Mapping[int, str]) -> str:
-    """The folder's Jinja template, with the names that the file has for control tokens."""
-    template = tokenizer.config.get("chat_template") or ""
+def _template(tokenizer: Tokenizer, renderer: Renderer | None, names: Mapping[int, str]) -> str:
+    """The folder's Jinja template (the house's own stands in), with the names that the file has for control tokens."""
+    house = renderer is not None and renderer.name == "house"
+    template = tokenizer.config.get("chat_template") or (HOUSE_TEMPLATE if house else "")
     if isinstance(template, list):  # several by name, in older folders
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
         template = named.get("default") or ""
