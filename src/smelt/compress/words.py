@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from smelt.compress.distil import Distil, Finetune
+from smelt.compress.linear.stage import Linearise
 from smelt.compress.prune.shapes import Share
 from smelt.compress.prune.stage import Prune
 from smelt.compress.quantize.ptq_stage import Quantize
@@ -24,7 +25,9 @@ from smelt.train.recipe import with_settings
 KEPT = 0.7
 """Share of the parameters that a prune without a target leaves."""
 
-_GROUPS = (64, 32)  # of 4-bit weights: the widest that divides every row; the native core runs no narrower ones
+# Of 4-bit weights: the widest that divides every row; the native core runs no narrower ones. Pruned rows may want a
+# narrower one still, which shows when they are there (`fit_groups`).
+_GROUPS = (64, 32)
 
 
 def _w8(config: DecoderConfig) -> Quantize:
@@ -33,7 +36,7 @@ def _w8(config: DecoderConfig) -> Quantize:
 
 
 def _w4(config: DecoderConfig) -> Quantize:
-    return Quantize(scheme=_four(config), method="gptq")
+    return Quantize(scheme=_four(config), method="gptq", fit_groups=True)
 
 
 def _four(config: DecoderConfig) -> Scheme:
@@ -56,11 +59,12 @@ WORDS: Mapping[str, Callable[[DecoderConfig], Stage]] = {
     "retrain-sparse": lambda config: RetrainSparse(),
     "share": lambda config: ShareLayers(),
     "repeat": lambda config: Repeat(),
+    "linearise": lambda config: Linearise(),
     "quantize": _w8,
     "w8": _w8,
     "w4": _w4,
     "w8a8": _w8a8,
-    "quantize-aware": lambda config: QuantizeAware(scheme=_four(config)),
+    "quantize-aware": lambda config: QuantizeAware(scheme=_four(config), fit_groups=True),
 }
 """What each word makes of a source's shape. w8, w4 and w8a8 are the stage `quantize` in other formats."""
 
