@@ -252,3 +252,33 @@ def test_order_of_methods_on_a_model_that_learned(tmp_path: Path) -> None:
     assert int8 < 0.1 * gptq
     assert 0.4 < gptq / awq < 2.5
     assert max(gptq, awq) < int4 < 0.4 * int3
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "asked", "sought"),
+    [(128, 256, 64, 64), (96, 128, 64, 32), (80, 128, 64, None), (128, 256, None, None), (96, 192, 48, 48)],
+)
+def test_groups_fit_what_pruning_left(hidden: int, inner: int, asked: int | None, sought: int | None) -> None:
+    config = tiny_config("qwen3", hidden_size=hidden, intermediate_size=inner, num_heads=4, head_dim=hidden // 4)
+    said: list[str] = []
+    scheme = Scheme(weights=WeightFormat(bits=4, group_size=asked), head=WeightFormat(bits=8))
+    found = rtn.fitted(config, scheme, said.append)
+    rtn.check_scheme(config, found)
+    assert (found.weights.group_size, found.weights.bits, found.head) == (sought, 4, scheme.head)
+    assert bool(said) == (sought != asked)
+
+
+def test_a_scheme_chosen_before_the_shape_was_known_is_fitted_or_refused(toy: Checkpoint, tmp_path: Path) -> None:
+    """`smelt shrink --stages prune,distil,w4` on spark ended in a refusal after everything else was done."""
+    wide = Scheme(weights=WeightFormat(bits=4, group_size=256))
+    with pytest.raises(InvalidRequestError, match="groups of 256"):
+        _run(toy, tmp_path / "refused", scheme=wide, method="rtn")
+    facts = _run(toy, tmp_path / "fitted", scheme=wide, method="rtn", fit_groups=True)
+    assert (
+        facts["scheme"]["weights"]["group_size"]
+        == open_checkpoint(tmp_path / "fitted" / "out").scheme.weights.group_size
+    )  # type: ignore[union-attr]
+    same = _run(toy, tmp_path / "same", scheme=rtn.fitted(toy.config, wide), method="rtn")
+    assert {key: facts[key] for key in ("scheme", "layers", "after")} == {
+        key: same[key] for key in ("scheme", "layers", "after")
+    }

@@ -42,7 +42,9 @@ class Search:
                 trials.work.on_progress(Progress(unit="finalists", done=number, total=len(order)))
             order.sort(key=lambda i: (rows[i]["distilled_bpb"], best[i].shape))
         chosen = best[order[0]].shape
-        trials.work.say(f"prune: {chosen}, the best of {len(best)} measured; {len(considered)} shapes fit the target")
+        trials.work.say(
+            f"prune: {_words(chosen)}: the best of {len(best)} measured; {len(considered)} shapes fit the target"
+        )
         return chosen, {"candidates": rows, "considered": len(considered), "prices": prices}
 
     def _prices(self, config: DecoderConfig, found: Importance, trials: Trials, before: float) -> dict[str, float]:
@@ -57,3 +59,8 @@ class Search:
 
 def _told(candidate: Candidate) -> dict[str, Any]:
     return {"shape": asdict(candidate.shape), "burden": candidate.burden, "lost": asdict(candidate.lost)}
+
+
+def _words(shape: Shape) -> str:
+    heads = f"{shape.num_kv_heads * shape.heads_per_group} heads over {shape.num_kv_heads} keys and values"
+    return f"{shape.num_layers} layers, {shape.hidden_size} wide, {shape.intermediate_size} neurons, {heads}"

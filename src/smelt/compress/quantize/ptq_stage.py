@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -39,7 +39,8 @@ class Quantize:
 
     scheme: what is stored how. The embedding and the head have no inputs to be calibrated by (a row of the one is read
     at a time, the other's error meets all words alike): they are rounded with a search of the range, tied ones once.
-    range None: the method's own, whole for rtn, mse for gptq, output for awq.
+    range None: the method's own, whole for rtn, mse for gptq, output for awq. fit_groups: groups that do not divide the
+    source's rows are narrowed (`rtn.fitted`) instead of refused, for a chain that prunes first.
     """
 
     scheme: Scheme
@@ -49,6 +50,7 @@ class Quantize:
     act_order: bool = True
     damping: float = 0.01
     search_tokens: int = 4096
+    fit_groups: bool = False
     device: str = how("auto")
 
     @property
@@ -69,6 +71,9 @@ class Quantize:
         KL and agreement with the source, of the control (all of the model rounded to nearest) and of the result as the
         folder holds it; `warnings`, sentences, empty where nothing is amiss.
         """
+        if self.fit_groups:
+            scheme = rtn.fitted(source.config, self.scheme, work.say)
+            return replace(self, scheme=scheme, fit_groups=False).run(source, work)
         self._check(source, work.material)
         config, calibration = source.config, work.material.calibration
         treatment = self._treatment(config)

@@ -8,7 +8,7 @@ Gemma 3 report) needs few steps and no labels. Worth its cost where rounding wit
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +46,7 @@ class QuantizeAware:
     noise: matrices inside the layers that learn under uniform noise of a step's width instead of rounding, for those
     that several layers share. The range is searched anew at every step, and coarser than for storing once: at 3 and 4
     bits that halves what rounding loses before a step is taken. Rates are a fortieth of those from scratch, and fall
-    to 0.
+    to 0. fit_groups: as in `ptq_stage.Quantize`.
     """
 
     scheme: Scheme
@@ -60,6 +60,7 @@ class QuantizeAware:
     adam_lr: float = 7.5e-5
     warmup: float = 0.05
     decay: float = 0.7
+    fit_groups: bool = False
     seed: int = 0
     workers: int = how(1)
     device: str = how("auto")
@@ -97,6 +98,9 @@ class QuantizeAware:
         result also KL and agreement with the source; `recovered` and `recovered_kl`, the shares of what rounding loses
         in bits per byte and in KL that training won back (None where it loses nothing); `warnings`.
         """
+        if self.fit_groups:
+            scheme = rtn.fitted(source.config, self.scheme, work.say)
+            return replace(self, scheme=scheme, fit_groups=False).run(source, work)
         self._check(source, work)
         config = source.config
         full = Decoder.from_tensors(config, source.tensors).eval()

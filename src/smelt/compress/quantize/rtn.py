@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,25 @@ def check_scheme(config: DecoderConfig, scheme: Scheme) -> None:
             )
     if scheme.activations is not None and not 2 <= scheme.activations.bits <= 8:
         raise InvalidRequestError(f"{scheme.activations.bits} bits an activation; sought 2 to 8")
+
+
+_NARROWEST = 32  # of a group: the native core and GGUF store rows in blocks of 32
+
+
+def fitted(config: DecoderConfig, scheme: Scheme, say: Callable[[str], None] = lambda _: None) -> Scheme:
+    """The scheme with groups that divide every row: its own size, a half of it and so on down to 32, else whole rows.
+
+    For a scheme that was chosen before the shape was known: what pruning leaves is seldom a multiple of 64. A change is
+    said.
+    """
+    asked = size = scheme.weights.group_size
+    widths = [config.tensor_shapes()[name][1] for name in formats(config, scheme) if name not in (EMBEDDING, HEAD)]
+    while size is not None and any(width % size for width in widths):
+        size = size // 2 if size % 2 == 0 and size // 2 >= _NARROWEST else None
+    if size != asked:
+        found = "a scale a row" if size is None else f"groups of {size}"
+        say(f"groups of {asked} do not divide rows of {', '.join(map(str, sorted(set(widths))))}: {found} instead")
+    return replace(scheme, weights=replace(scheme.weights, group_size=size))
 
 
 def rounded(
