@@ -19,9 +19,6 @@ from smelt.data.corpus.documents import LANGUAGES
 from smelt.data.corpus.filters import Filter
 from smelt.data.corpus.page import WORD, Page
 
-_QUOTED = re.compile(
-    r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|《[^》\n]{1,80}》"
-)
 _LINK = re.compile(r"https?://|www\.[a-z0-9-]+\.")
 _SENTENCE = re.compile(r"[^.!?。！？\n]*[.!?。！？\n]?")
 _SECTION = re.compile(r"\[(\w+)(?: ([\d.]+))?\]")
@@ -71,6 +68,7 @@ LIMITS: Mapping[str, Limits] = {
 
 
 INSULT = 1.5  # points of a sentence that names a group of people and an insult
+LEARNED_SHARE = 0.5  # of a page's windows
 ABOUT_POINTS = 2.0  # what a word of a text about the subject speaks for it
 
 
@@ -103,7 +101,7 @@ def about(page: Page, subject: str) -> int:
 
 def _own_words(page: Page, subject: str) -> str:
     """The text without quotations and without sentences that report ("he was called a ...", "the slur ...")."""
-    text = _QUOTED.sub(" ", page.lower)
+    text = page.unquoted
     for words in _lists(page, subject):
         if (reports := words.reports) is not None:
             text = " ".join(sentence for sentence in _SENTENCE.findall(text) if not reports.search(sentence))
@@ -151,21 +149,29 @@ def _rule(subject: str) -> Filter:
     limits = LIMITS[subject]
 
     def rule(page: Page) -> str | None:
-        units = max(page.num_units, 25)
-        least = max(limits.points, limits.density * units / 100)
-        score, variety = points(page, subject)
-        if variety < limits.variety:  # nearly every page; the rest is looked at in the others only
-            return None
-        more = _shouting(page) if subject == "spam" else 0.0
-        if score + more < least:
-            return None
-        score, variety = points(page, subject, quoted=False)
-        score += more
-        if variety < limits.variety or score < least or score <= ABOUT_POINTS * about(page, subject):
-            return None
-        return f"{100 * score / units:.1f} points per 100 words"
+        if (listed := _listed(page, subject, limits)) is not None:
+            return listed
+        share = page.learned_shares.get(subject, 0.0)
+        return f"{share:.2f} of it reads like {subject}" if share >= LEARNED_SHARE else None
 
     return Filter(subject, rule)
+
+
+def _listed(page: Page, subject: str, limits: Limits) -> str | None:
+    """What the lists have against a page."""
+    units = max(page.num_units, 25)
+    least = max(limits.points, limits.density * units / 100)
+    score, variety = points(page, subject)
+    if variety < limits.variety:  # nearly every page; the rest is looked at in the others only
+        return None
+    more = _shouting(page) if subject == "spam" else 0.0
+    if score + more < least:
+        return None
+    score, variety = points(page, subject, quoted=False)
+    score += more
+    if variety < limits.variety or score < least or score <= ABOUT_POINTS * about(page, subject):
+        return None
+    return f"{100 * score / units:.1f} points per 100 words"
 
 
 def _shouting(page: Page) -> float:

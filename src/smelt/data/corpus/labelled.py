@@ -1,7 +1,8 @@
 """What filters and masks are worth, counted on documents somebody labelled.
 
 A file of labelled documents is JSON lines: `label` (the name of the filter that must take the document, or "keep"),
-`language`, `kind` (what sort of text it is, for people), `text`. In documents to keep, all personal data stands as
+`language`, `kind` (what sort of text it is, for people), `theme` (the same for texts written alike in several
+languages: they are no independent evidence), `text`. In documents to keep, all personal data stands as
 `{{kind|value}}` with a kind of `personal.PLACEHOLDERS`; the braces and the kind are taken out on reading.
 """
 
@@ -21,7 +22,7 @@ from smelt.data.corpus.page import Page
 
 KEEP = "keep"
 _MARK = re.compile(r"\{\{([a-z ]+)\|([^{}|]+)\}\}")
-_FIELDS = {"label", "language", "kind", "text"}
+_FIELDS = {"label", "language", "kind", "theme", "text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Labelled:
     document: Document
     label: str
     kind: str
+    theme: str = ""
     spans: tuple[personal.Span, ...] = ()
 
 
@@ -78,7 +80,9 @@ def read_labelled(path: Path) -> list[Labelled]:
         if strange := {span.kind for span in spans} - set(personal.PLACEHOLDERS):
             raise DataError(f"{where}: no kind of personal data is called {', '.join(sorted(strange))}")
         document = Document(text=text, source=path.stem, language=row["language"], key=str(number))
-        found.append(Labelled(document=document, label=row["label"], kind=row["kind"], spans=tuple(spans)))
+        found.append(
+            Labelled(document=document, label=row["label"], kind=row["kind"], theme=row["theme"], spans=tuple(spans))
+        )
     return found
 
 

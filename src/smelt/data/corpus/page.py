@@ -11,9 +11,14 @@ import numpy.typing as npt
 
 from smelt.data.corpus import personal
 from smelt.data.corpus.documents import Document
+from smelt.data.corpus.learned import learned
 from smelt.data.corpus.tokens import U64, code_points, token_hashes
 
+_QUOTED = re.compile(
+    r"\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|„[^“”\n]{1,300}[“”]|«[^»\n]{1,300}»|「[^」\n]{1,300}」|《[^》\n]{1,80}》"
+)
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+MIN_LEARNED_UNITS = 25  # words
 
 
 class Page:
@@ -32,6 +37,16 @@ class Page:
     def lower(self) -> str:
         """The text in lower case, with straight apostrophes."""
         return self.text.lower().replace("’", "'")
+
+    @cached_property
+    def unquoted(self) -> str:
+        """`lower` without what stands in quotation marks: that is not the author's."""
+        return _QUOTED.sub(" ", self.lower)
+
+    @cached_property
+    def learned_shares(self) -> dict[str, float]:
+        """Per learned filter the share of the page's windows that speak against it; of short pages nothing is known."""
+        return learned().shares(self.unquoted, self.document.language) if self.num_units >= MIN_LEARNED_UNITS else {}
 
     @cached_property
     def counts(self) -> Counter[str]:

@@ -50,10 +50,10 @@ def plan_of(settings: Settings, sources: list[TextSource]) -> dict[str, Any]:
 
 
 def rules_sha256() -> str:
-    """Of this room's code and word lists: pieces made by other rules are not gone on with."""
+    """Of this room's code, word lists and weights: pieces made by other rules are not gone on with."""
     room = files("smelt.data.corpus")
     parts = [*room.iterdir(), *room.joinpath("words").iterdir()]
-    texts = {part.name: part.read_bytes() for part in parts if part.name.endswith((".py", ".txt"))}
+    texts = {part.name: part.read_bytes() for part in parts if part.name.endswith((".py", ".txt", ".npz"))}
     texts.pop("report.py")  # says how a corpus is shown
     return hashlib.sha256(b"".join(name.encode() + text for name, text in sorted(texts.items()))).hexdigest()
 
