@@ -126,7 +126,7 @@ class Packed:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attend."""
-        return each_document(self.lengths, lambda *heads: self.inside(*heads, scale), (q, k, v))
+        return each_document(self.lengths, lambda *heads: self.inside(heads[0], heads[1], heads[2], scale), (q, k, v))
 
 
 def each_document(lengths: Sequence[Sequence[int]], inside: Callable[..., Tensor], tensors: Sequence[Tensor]) -> Tensor:

@@ -139,7 +139,7 @@ def chunked(tokens: Tokens, sums: Sums, blend: Blend, *, block: int = _BLOCK) ->
 
 def _blocks(x: Tensor, block: int) -> Tensor:
     """[B, K, G, n C, X] to [B, n, K, G, C, X]."""
-    return x.unflatten(3, (-1, block)).permute(0, 3, 1, 2, 4, 5)
+    return torch.unflatten(x, 3, (-1, block)).permute(0, 3, 1, 2, 4, 5)
 
 
 def _before(of_block: Tensor, start: Tensor) -> Tensor:

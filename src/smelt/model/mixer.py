@@ -73,7 +73,7 @@ class Mixer(nn.Module, ABC):
 
     def grouped(self, x_BNTX: Tensor) -> Tensor:
         """Query heads beside the key/value head they read: [B, N, T, X] to [B, K, G, T, X]."""
-        return x_BNTX.unflatten(1, (self.num_states, -1))
+        return torch.unflatten(x_BNTX, 1, (self.num_states, -1))
 
     def _init_maps(self, generator: torch.Generator, size: float) -> None:
         """Each head's own numbers times `size`, then random mixtures of them where features are more."""
@@ -112,7 +112,7 @@ class Hybrid(Mixer):
         )
         sums = hybrid_attention.Sums(*state[:2]) if state else hybrid_attention.Sums.nothing(tokens)
         weight_N = widened(self.window_logit).sigmoid() * (not self.without_window)
-        blend = hybrid_attention.Blend(self.window, self.scale, weight_N.unflatten(0, (self.num_states, -1)))
+        blend = hybrid_attention.Blend(self.window, self.scale, torch.unflatten(weight_N, 0, (self.num_states, -1)))
         one = q_BNTD.shape[2] == 1
         form = hybrid_attention.recurrent if one else hybrid_attention.chunked
         kept = max(0, k_BKLD.shape[2] - (self.window - 1))

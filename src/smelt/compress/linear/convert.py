@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from smelt.core.decoder import DecoderConfig, LinearConfig
 from smelt.core.errors import InvalidRequestError
-from smelt.model.decoder import Decoder
-from smelt.model.mixer import Mixer
+from smelt.model.decoder import Decoder, Layer
 
 
 def default_layers(config: DecoderConfig, keep: float) -> tuple[int, ...]:
@@ -24,7 +24,7 @@ def default_layers(config: DecoderConfig, keep: float) -> tuple[int, ...]:
         raise InvalidRequestError(f"keep is {keep}; sought the share of layers left as they are, 0 to below 1")
     end = config.num_layers - math.ceil(config.num_layers / 4)
     free = [i for i in range(end) if config.layers[i].window is None and config.layers[i].linear is None]
-    num = min(len(free), config.num_layers - math.ceil(keep * config.num_layers))
+    num = min(len(free), math.floor((1.0 - keep) * config.num_layers + 1e-9))
     if num == 0:
         raise InvalidRequestError(
             f"no layer is left to become linear: sought one that sees everything among the first {end} of "
@@ -65,7 +65,7 @@ def linearised(model: Decoder, config: DecoderConfig, seed: int) -> Decoder:
             parameter.copy_(known[name])
     generator = torch.Generator().manual_seed(seed)
     for number, layer in enumerate(made.model.layers):
-        mixer = layer.self_attn.mixer
-        if isinstance(mixer, Mixer) and model.config.layers[number].linear is None:
+        mixer = cast(Layer, layer).self_attn.mixer
+        if mixer is not None and model.config.layers[number].linear is None:
             mixer.init_weights(generator)
     return made

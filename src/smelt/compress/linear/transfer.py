@@ -8,12 +8,13 @@ o is trained. Shapes: B rows, T tokens, H hidden width, N tokens without padding
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from smelt.data.batches import Batch
-from smelt.model.decoder import Decoder
+from smelt.model.decoder import Decoder, Layer
 from smelt.train.objectives import LossSum, batch_entered, kept_places, on_device
 
 
@@ -54,13 +55,13 @@ def compared(
         x_BTH, theirs = batch_entered(teacher, batch, device)
         _, ours = batch_entered(model, batch, device)
     for i in range(max(layers) + 1):
-        layer = teacher.model.layers[i]
+        layer, own = (cast(Layer, each.model.layers[i]) for each in (teacher, model))
         if i in layers:
             with torch.no_grad():
                 entered = x_BTH if layer.entry is None else layer.entry(x_BTH)
                 read_BTH = layer.input_layernorm(entered)
                 sought = layer.self_attn(read_BTH, theirs[i], None)
-            made = model.model.layers[i].self_attn(read_BTH, ours[i], None)
+            made = own.self_attn(read_BTH, ours[i], None)
             yield i, made.flatten(0, 1)[places], sought.flatten(0, 1)[places]
         with torch.no_grad():
             x_BTH = layer(x_BTH, theirs[i])
