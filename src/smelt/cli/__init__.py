@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-TRAINING_MODULES = frozenset({"torch", "safetensors", "zstandard", "opencc"})  # of the extra `train` in pyproject.toml
+# Of the extra `train` in pyproject.toml.
+TRAINING_MODULES = frozenset({"torch", "safetensors", "zstandard", "opencc", "gguf"})
 
 
 def main() -> None:

@@ -16,12 +16,14 @@ pytest.importorskip("gguf", reason="the extra train is not installed")
 pytest.importorskip("llama_cpp", reason="the independent reader is not installed (llama-cpp-python)")
 
 from smelt.chat import renderer_of_folder
+from smelt.chat.house import HOUSE_CONTROLS
 from smelt.checkpoint import open_checkpoint, save_checkpoint
 from smelt.checkpoint.gguf import PackedTensors
 from smelt.compress.export import gguf_file
-from smelt.compress.export.compare import Check
+from smelt.compress.export.compare import Check, placed
 from smelt.compress.export.llama_reader import LlamaReader
 from smelt.compress.export.plain import plain_of
+from smelt.compress.export.samples import TEXTS
 from smelt.compress.quantize.rtn import rounded
 from smelt.core.decoder import DecoderConfig, LayerConfig, RopeConfig
 from smelt.core.quantization import Scheme, WeightFormat
@@ -137,36 +139,48 @@ def encoder(folder: Path) -> tuple[Tokenizer, LlamaReader]:
     return tokenizer, LlamaReader(folder / "m.gguf", context_len=64, num_threads=1)
 
 
-def share(tokenizer: Tokenizer, reader: LlamaReader, texts: Sequence[str]) -> float:
-    """Of texts cut the same."""
-    return sum(reader.encode(text) == tokenizer.encode(text) for text in texts) / len(texts)
+def same_tokens(tokenizer: Tokenizer, reader: LlamaReader, texts: Sequence[str]) -> float:
+    """The share of tokens that stand at the same place with the same id."""
+    same = total = 0
+    for text in texts:
+        sought, found = placed(tokenizer, tokenizer.encode(text)), placed(tokenizer, reader.encode(text))
+        same, total = same + len(sought & found), total + max(len(sought), len(found))
+    return same / total
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "cl100k_base", "o200k_base", "qwen2", "tekken"])
 def test_known_expressions_cut_as_ours_do(pattern: str, tmp_path: Path) -> None:
-    """Over scripts, runs and mixtures. llama.cpp's tables of Unicode are not the library's, hence not quite all."""
+    """Over scripts, runs and mixtures."""
     tokenizer = train_tokenizer(CORPUS, 600, controls=("<s>", "</s>", "<pad>"), pattern=pattern)
     if pattern == "tekken":
         spec = json.loads(tokenizer.json)
         spec["model"]["ignore_merges"] = True
         tokenizer = tokenizer_of(spec)
     tokenizer, reader = encoder(folder_with(tmp_path / "m", tokenizer, {}))
-    assert share(tokenizer, reader, CORPUS) == 1.0
-    assert share(tokenizer, reader, random_texts(300, 5)) > 0.97
+    assert same_tokens(tokenizer, reader, [*CORPUS, *random_texts(300, 5)]) == 1.0
     reader.close()
 
 
-@pytest.mark.parametrize(("pattern", "least"), [("house", 0.97), ("copying", 0.75)])
+@pytest.mark.parametrize(("pattern", "least"), [("house", 1.0), ("copying", 0.95)])
 def test_our_expressions_cut_nearly_the_same(pattern: str, least: float, tmp_path: Path) -> None:
-    from smelt.chat.house import HOUSE_CONTROLS
-
-    tokenizer = train_tokenizer(CORPUS, 800, controls=HOUSE_CONTROLS, pattern=pattern)
-    tokenizer, reader = encoder(folder_with(tmp_path / "m", tokenizer, {}))
-    texts = random_texts(300, 5)
-    assert share(tokenizer, reader, texts) > least
-    for text in texts:  # however it is cut, nothing is lost
+    """What differs still: a short word that is no token with its space."""
+    tokenizer = train_tokenizer(TEXTS * 3, 420, controls=HOUSE_CONTROLS, pattern=pattern)
+    folder = folder_with(tmp_path / "m", tokenizer, {})
+    tokenizer, reader = encoder(folder)
+    assert same_tokens(tokenizer, reader, random_texts(300, 5)) > 0.999
+    share = same_tokens(tokenizer, reader, [*TEXTS, "No gym nor pub", "f('such','tis')", "it's Anna's"])
+    assert share >= least
+    for text in random_texts(50, 6):  # however it is cut, nothing is lost
         assert reader.text(reader.encode(text)) == text
     assert not set(tokenizer.control_ids.values()) & set(reader.encode("<|bos|><|call|><|begin_call|>"))
+    reader.close()
+
+
+def test_merges_across_our_cuts_must_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(TEXTS * 3, 420, controls=HOUSE_CONTROLS, pattern="copying")
+    monkeypatch.setattr("smelt.compress.export.vocabulary._crosses", lambda pair, ours: False)
+    tokenizer, reader = encoder(folder_with(tmp_path / "m", tokenizer, {}))
+    assert same_tokens(tokenizer, reader, TEXTS) < 0.95
     reader.close()
 
 

@@ -80,7 +80,7 @@ def compare_texts(tokenizer: Tokenizer, encoded: Sequence[Sequence[int]], least:
     same = total = 0
     worst, worst_text = 1.0, ""
     for text, ids in zip(TEXTS, encoded, strict=True):
-        sought, found = _placed(tokenizer, tokenizer.encode(text)), _placed(tokenizer, ids)
+        sought, found = placed(tokenizer, tokenizer.encode(text)), placed(tokenizer, ids)
         share = len(sought & found) / max(len(sought), len(found))
         same, total = same + len(sought & found), total + max(len(sought), len(found))
         if share < worst:
@@ -91,7 +91,7 @@ def compare_texts(tokenizer: Tokenizer, encoded: Sequence[Sequence[int]], least:
     return Check(name="ids of texts", passed=same >= least * total, found=same / total, sought=least, told=told)
 
 
-def _placed(tokenizer: Tokenizer, ids: Sequence[int]) -> set[tuple[int, int]]:
+def placed(tokenizer: Tokenizer, ids: Sequence[int]) -> set[tuple[int, int]]:
     """(first byte, id) of every token."""
     at, placed = 0, set()
     for token_id in ids:
