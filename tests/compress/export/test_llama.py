@@ -177,10 +177,15 @@ def test_our_expressions_cut_nearly_the_same(pattern: str, least: float, tmp_pat
 
 
 def test_merges_across_our_cuts_must_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long word behind a space starts with a token that has the space, where that merge is still there."""
     tokenizer = train_tokenizer(TEXTS * 3, 420, controls=HOUSE_CONTROLS, pattern="copying")
+    folder, text = folder_with(tmp_path / "m", tokenizer, {}), "in in in information, in insight"
+    tokenizer, reader = encoder(folder)
+    assert same_tokens(tokenizer, reader, [text]) == 1.0
+    reader.close()
     monkeypatch.setattr("smelt.compress.export.vocabulary._crosses", lambda pair, ours: False)
-    tokenizer, reader = encoder(folder_with(tmp_path / "m", tokenizer, {}))
-    assert same_tokens(tokenizer, reader, TEXTS) < 0.95
+    _, reader = encoder(folder)
+    assert same_tokens(tokenizer, reader, [text]) < 0.9
     reader.close()
 
 
