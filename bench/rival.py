@@ -1,4 +1,4 @@
-"""llama.cpp (by llama-cpp-python) on the same weights: a Q8_0 GGUF of a Gemma 3 folder, written to a temporary file.
+"""llama.cpp (by llama-cpp-python) on the same weights: a Q8_0 GGUF, written to a temporary file.
 
 The vocabulary is left out of the file ("no_vocab"): only ids go in and logits come out.
 """
@@ -13,63 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from smelt.checkpoint import gguf
+from smelt.checkpoint.gguf import PackedTensors, header_of
 from smelt.core.decoder import DecoderConfig
-
-GGUF_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_gguf(path: Path, config: DecoderConfig, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write a Q8_0 GGUF of a gemma3_text decoder (norms in fp32, with Gemma's +1 added as the format asks)."""
-    from gguf import GGMLQuantizationType, GGUFWriter, quants
-
-    if config.family != "gemma3_text":
-        raise SystemExit(f"the rival is built for gemma3_text folders, this one is {config.family}")
-    writer = GGUFWriter(path, "gemma3")
-    writer.add_context_length(config.context_len)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(max(rope.base for rope in config.ropes))
-    windows = [layer.window for layer in config.layers if layer.window]
-    writer.add_sliding_window(min(windows) if windows else config.context_len)
-    writer.add_tokenizer_model("no_vocab")
-    for name, value in tensors.items():
-        if name == "model.embed_tokens.weight":
-            new = "token_embd.weight"
-        elif name == "model.norm.weight":
-            new = "output_norm.weight"
-        else:
-            _, _, layer, rest = name.split(".", 3)
-            new = f"blk.{layer}.{GGUF_NAMES[rest.removesuffix('.weight')]}.weight"
-        if value.ndim == 1:
-            writer.add_tensor(new, np.asarray(value + 1.0, dtype=np.float32))
-        else:
-            packed = quants.quantize(np.asarray(value, dtype=np.float32), GGMLQuantizationType.Q8_0)
-            writer.add_tensor(new, packed, raw_dtype=GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """Write a Q8_0 GGUF of a decoder, as `smelt export` does."""
+    header = header_of(config)
+    packed = PackedTensors(config, tensors, {}, format="q8_0", header=header)
+    gguf.write_gguf(path, header, packed, None, name="rival", format="q8_0")
 
 
 class Rival:

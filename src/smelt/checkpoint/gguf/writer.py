@@ -35,9 +35,9 @@ class Written:
 
 
 def write_gguf(
-    path: Path, header: Header, tensors: PackedTensors, vocabulary: Vocabulary, *, name: str, format: Format
+    path: Path, header: Header, tensors: PackedTensors, vocabulary: Vocabulary | None, *, name: str, format: Format
 ) -> Written:
-    """Write the file; `name` is what readers show. Needs the module gguf."""
+    """Write the file; `name` is what readers show, vocabulary None: it takes ids only. Needs the module gguf."""
     import gguf
 
     writer = gguf.GGUFWriter(path, header.architecture)
@@ -52,7 +52,10 @@ def write_gguf(
             writer.add_uint32(full, value)
         else:
             writer.add_float32(full, value)
-    _add_vocabulary(writer, vocabulary)
+    if vocabulary is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        _add_vocabulary(writer, vocabulary)
     factors = None if header.frequency_factors is None else np.array(header.frequency_factors, np.float32)
     if factors is not None:
         writer.add_tensor_info(_FACTORS, factors.shape, factors.dtype, factors.nbytes)
