@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smelt.core import cost
 from smelt.core.cost import NATIVE_W8, Rates
-from smelt.core.decoder import DecoderConfig, LayerConfig
+from smelt.core.decoder import DecoderConfig, LayerConfig, LinearConfig
 from smelt.core.quantization import Scheme, WeightFormat
 from smelt.model.cache import KVCache
 from smelt.model.decoder import Decoder
@@ -102,6 +103,27 @@ def test_a_shared_matrix_is_stored_once_and_works_in_every_layer() -> None:
     residue = replace(plain, layers=(LayerConfig(), LayerConfig(weights=0, residue_rank=2)))
     extra = sum(math.prod(s) for n, s in residue.tensor_shapes().items() if "_residue." in n)
     assert cost.matrix_macs(residue) == cost.matrix_macs(plain) + extra > cost.matrix_macs(plain)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "gated delta"])
+@torch.no_grad()
+def test_a_linear_layer_costs_the_same_at_every_length(kind: Literal["hybrid", "gated delta"]) -> None:
+    """Behind the window: as many operations and bytes, far out as near; products are those torch counts."""
+    linear = LinearConfig(kind=kind, window=5, feature_dim=6)
+    config = tiny_config("llama", layers=(LayerConfig(linear=linear),) * 2)
+    assert cost.attention_macs(config, 4) == cost.attention_macs(config, 4000)
+    assert cost.kv_bytes(config, 40) == cost.kv_bytes(config, 4000) == config.state_bytes
+    assert cost.kv_bytes(config, 40, item_bytes=2) == config.state_bytes // 2
+    one_by_one = sum(cost.decode_flops(config, p) - 2 * cost.head_macs(config) for p in range(20))
+    assert cost.prefill_flops(config, 20) == one_by_one + 2 * cost.head_macs(config)
+    model, cache = Decoder.from_tensors(config, random_tensors(config)), KVCache(config)
+    model(torch.ones(1, 9, dtype=torch.long), cache=cache)
+    assert cache.state_bytes == config.state_bytes
+    with FlopCounterMode(display=False) as counter:
+        model(torch.ones(1, 1, dtype=torch.long), cache=cache)
+    # Sums and outer products are no matrix products: z and its token, or decay and write of S.
+    uncounted = 2 * config.num_kv_heads * (2 * 6 if kind == "hybrid" else 2 * 6 * config.head_dim)
+    assert counter.get_total_flops() == cost.decode_flops(config, 9) - 2 * uncounted
 
 
 def test_seconds_follow_from_the_rates() -> None:

@@ -81,10 +81,11 @@ def matrix_macs(config: DecoderConfig) -> int:
         2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
         + 3 * config.hidden_size * config.intermediate_size
     )
-    residues = 0
-    if any(layer.residue_rank for layer in config.layers):
-        residues = sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "_residue." in name)
-    return per_layer * config.num_layers + residues
+    beside = 0
+    if any(layer.residue_rank or layer.linear is not None for layer in config.layers):
+        own = [shape for name, shape in config.tensor_shapes().items() if "_residue." in name or ".mixer." in name]
+        beside = sum(math.prod(shape) for shape in own if len(shape) > 1)
+    return per_layer * config.num_layers + beside
 
 
 def head_macs(config: DecoderConfig) -> int:
@@ -93,9 +94,32 @@ def head_macs(config: DecoderConfig) -> int:
 
 
 def attention_macs(config: DecoderConfig, position: int) -> int:
-    """Multiply-adds of the token at `position` with keys and values, windows honoured."""
-    seen = sum(visible(layer.window, position) for layer in config.layers)
-    return 2 * config.num_heads * config.head_dim * seen
+    """Multiply-adds of the token at `position` with keys, values and states, windows honoured."""
+    per_token = 2 * config.num_heads * config.head_dim
+    seen = sum(visible(window, position) for window in _windows(config))
+    return per_token * seen + _state_macs(config)
+
+
+def _windows(config: DecoderConfig) -> list[int | None]:
+    """Of every layer that attends to keys; of a hybrid one that of its softmax part."""
+    found = []
+    for layer in config.layers:
+        if layer.linear is None:
+            found.append(layer.window)
+        elif layer.linear.kind == "hybrid":
+            found.append(layer.linear.window)
+    return found
+
+
+def _state_macs(config: DecoderConfig) -> int:
+    """Multiply-adds of one token with the states of linear layers: read by every head, brought up to date by each."""
+    total = 0
+    for linear in (layer.linear for layer in config.layers if layer.linear is not None):
+        if linear.kind == "hybrid":
+            total += 2 * linear.feature_dim * (config.head_dim + 1) * (config.num_heads + config.num_kv_heads)
+        else:
+            total += linear.feature_dim * config.head_dim * (config.num_heads + 3 * config.num_kv_heads)
+    return total
 
 
 def decode_flops(config: DecoderConfig, position: int) -> int:
@@ -118,21 +142,22 @@ def training_flops(config: DecoderConfig, row_len: int) -> float:
 
 
 def _attention_sum(config: DecoderConfig, num_tokens: int) -> int:
-    seen = sum(visible_sum(layer.window, num_tokens) for layer in config.layers)
-    return 2 * config.num_heads * config.head_dim * seen
+    seen = sum(visible_sum(window, num_tokens) for window in _windows(config))
+    return 2 * config.num_heads * config.head_dim * seen + num_tokens * _state_macs(config)
 
 
 def kv_bytes(config: DecoderConfig, context_len: int, *, item_bytes: int = 4, windowed: bool = False) -> int:
     """Bytes of keys and values of one sequence of `context_len` tokens.
 
     windowed: a sliding layer holds its window only. The engine of today holds every token in every layer, in float32:
-    the default here, and what memory must be planned for.
+    the default here, and what memory must be planned for. Linear layers hold a state, whatever the context.
     """
     tokens = sum(
         context_len if layer.window is None or not windowed else min(context_len, layer.window)
         for layer in config.layers
+        if layer.linear is None
     )
-    return 2 * item_bytes * config.num_kv_heads * config.head_dim * tokens
+    return 2 * item_bytes * config.num_kv_heads * config.head_dim * tokens + config.state_bytes * item_bytes // 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -102,20 +102,22 @@ class Hybrid(Mixer):
         q_BNTD, k_BKLD, v_BKLD = tensors
         if state is not None:
             k_BKLD, v_BKLD = torch.cat((state[2], k_BKLD), dim=2), torch.cat((state[3], v_BKLD), dim=2)
+        # No query here is far from the w - 1 newest keys: their features are left at zero.
+        kept = max(0, k_BKLD.shape[2] - (self.window - 1))
+        fk_BKLE = F.pad(_features(k_BKLD[:, :, :kept], self.k_map), (0, 0, 0, k_BKLD.shape[2] - kept))
         fq_BNTE = _features(q_BNTD, self.q_map)
         tokens = hybrid_attention.Tokens(
             self.grouped(q_BNTD),
             k_BKLD,
             v_BKLD,
             self.grouped(torch.zeros_like(fq_BNTE) if self.without_linear else fq_BNTE),
-            _features(k_BKLD, self.k_map),
+            fk_BKLE,
         )
         sums = hybrid_attention.Sums(*state[:2]) if state else hybrid_attention.Sums.nothing(tokens)
         weight_N = widened(self.window_logit).sigmoid() * (not self.without_window)
         blend = hybrid_attention.Blend(self.window, self.scale, torch.unflatten(weight_N, 0, (self.num_states, -1)))
         one = q_BNTD.shape[2] == 1
         form = hybrid_attention.recurrent if one else hybrid_attention.chunked
-        kept = max(0, k_BKLD.shape[2] - (self.window - 1))
         after = sums.after(tokens, self.window)
         return form(tokens, sums, blend).flatten(1, 2), (
             after.values,

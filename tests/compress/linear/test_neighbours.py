@@ -13,6 +13,7 @@ import torch
 from smelt.checkpoint import Checkpoint, open_checkpoint
 from smelt.compress.chain.store import artifact_of
 from smelt.compress.distil import Distil
+from smelt.compress.export.plain import plain_of
 from smelt.compress.linear.stage import Linearise
 from smelt.compress.prune.shapes import Share as ShareOfParameters
 from smelt.compress.prune.stage import Prune
@@ -88,6 +89,11 @@ def test_stages_that_know_plain_layers_alone_refuse(
     with pytest.raises(error, match=message):
         stage.run(hybrid, work(tmp_path, hybrid))
     assert not (tmp_path / "out").exists()
+
+
+def test_no_other_program_knows_such_a_model(hybrid: Checkpoint) -> None:
+    with pytest.raises(UnsupportedError, match="linear attention"):
+        plain_of(hybrid)
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "delta"])

@@ -25,7 +25,7 @@ from smelt.model.decoder import Decoder
 from tests.compress.linear import toy
 from tests.tiny import random_tensors, tiny_config
 
-BOTH = Linearise(layers=(0, 1), window=4, feature_dim=48, steps=200, lr=5e-2)
+BOTH = Linearise(layers=(0, 1), window=4, feature_dim=48, steps=150, lr=5e-2)
 
 
 @pytest.fixture(scope="module", autouse=True)
