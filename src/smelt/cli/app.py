@@ -118,7 +118,7 @@ def train(options: TrainOptions) -> None:
 @app.command()
 @takes(ShrinkOptions)
 def shrink(options: ShrinkOptions) -> None:
-    """Make a model small by a chain of stages and report what each cost. Called again with the same --out it goes on."""
+    """Make a model small by a chain of stages; report what each cost. Called again with the same --out it goes on."""
     shrink_command(options)
 
 
