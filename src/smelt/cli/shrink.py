@@ -148,6 +148,7 @@ def scorer(options: ShrinkOptions) -> Callable[[Path, Sequence[str]], Mapping[st
 def shown_plan(plan: Plan, out: Path) -> str:
     """The plan in lines; times are of the arithmetic alone, at the rate a training step reaches here."""
     from smelt.cli.plan import TRAINING_SHARE
+    from smelt.compress.chain.figures import plain
     from smelt.engine.rates import matmul_gflops
     from smelt.train.recipe import known_settings
 
@@ -163,7 +164,7 @@ def shown_plan(plan: Plan, out: Path) -> str:
     lines.append(
         f"free: memory {told['free_memory_bytes'] / 1e6:,.0f} MB, disk {told['free_disk_bytes'] / 1e6:,.0f} MB"
     )
-    lines += [f"gate: {gate} {value:g}" for gate, value in told["gates"].items()]
+    lines += [f"gate: {gate} {plain(value)}" for gate, value in told["gates"].items()]
     return "\n".join([*lines, *told["notes"]])
 
 
@@ -174,11 +175,14 @@ def finish(made: Shrunk, out: Path, *, as_json: bool) -> None:
     else:
         from rich.console import Console
 
+        from smelt.compress.chain.figures import plain
+
         Console(width=None if sys.stdout.isatty() else 200).print(table(made.report))
         for flag in made.report["flags"]:
             print(f"red flag: {flag}")
         for gate in made.report["gates"]:
-            print(f"gate {gate['gate']}: sought {gate['sought']:g}, found {gate['found']}: {_held(gate)}")
+            sought, found = plain(gate["sought"]), plain(gate["found"])
+            print(f"gate {gate['gate']}: sought {sought}, found {found}: {_held(gate)}")
         print(out / "report.html")
     if made.folder is None:
         failed = ", ".join(gate["gate"] for gate in made.report["gates"] if not gate["passed"])

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from smelt.compress.chain.figures import bars, cells, curve
+from smelt.compress.chain.figures import bars, cells, curve, plain
 from smelt.compress.chain.flags import final_flags, flags
 from smelt.compress.chain.measure import MeasureSettings
 from smelt.compress.chain.page import page
@@ -224,3 +224,28 @@ def test_a_folder_that_does_not_run_is_a_reason_and_no_figure(tmp_path: Path) ->
     assert found["decode_tok_s"] is None
     assert "absent" in found["reason"]
     assert measure_speed(tmp_path, SpeedSettings(rounds=0))["reason"] == "not asked for"
+
+
+def test_one_sample_of_speed_accuses_nobody() -> None:
+    """With `--rounds 1` an interval has no width, and noise was called "slower than before"."""
+    before, after = figures(decode_tok_s=middle([100.0])), figures(bytes=500, decode_tok_s=middle([60.0]))
+    assert flags("quantize", {}, before, after) == []
+    sure = figures(decode_tok_s=middle([100.0, 101.0, 102.0, 103.0, 104.0, 105.0]))
+    assert flags("quantize", {}, sure, after) == []
+    slower = figures(bytes=500, decode_tok_s=middle([60.0, 61.0, 62.0, 63.0, 64.0, 65.0]))
+    assert "slower than before" in flags("quantize", {}, sure, slower)[0]
+
+
+def test_labels_of_points_at_one_size_do_not_stand_in_each_other(made: Made) -> None:
+    """A repair has the bytes of the pruning before it, and often nearly its bits per byte."""
+    row = made[2]["rows"][0]
+    drawn = ElementTree.fromstring(curve([{**row, "name": f"stage {i}"} for i in range(4)]))
+    heights = sorted(float(each.attrib["y"]) for each in drawn.iter() if (each.text or "").startswith("stage "))
+    assert len(heights) == 4
+    assert all(low + 12 <= high for low, high in zip(heights, heights[1:], strict=False))
+
+
+def test_a_gates_figures_are_written_as_people_write_them() -> None:
+    assert [plain(value) for value in (1932921.0, 0.02, 0.96832161, 1e6, None)] == [
+        "1,932,921", "0.02", "0.968322", "1,000,000", "nothing",
+    ]  # fmt: skip

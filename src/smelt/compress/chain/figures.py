@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 from smelt.train.curves import short, ticks
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 360, 72, 150, 24, 48
+_LINE = 13  # height of a label
 _INK, _FAINT = "#333", "#ddd"
 _COLOURS = ("#777", "#b5442c", "#2c6fb5", "#3a8a4d", "#8a5aa8", "#b58a2c", "#2ca5a5")
 
@@ -54,6 +55,13 @@ def estimate(measured: Mapping[str, Any] | None, digits: int) -> str:
     return f"{measured['value']:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
+def plain(value: float | None) -> str:
+    """A gate's figure: 1,932,921 or 0.02."""
+    if value is None:
+        return "nothing"
+    return f"{value:,.0f}" if value == round(value) else f"{value:.6g}"
+
+
 def size(num_bytes: float) -> str:
     """12.3 MB."""
     for unit, count in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -84,14 +92,27 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> str:
     points = " ".join(f"{x(a)},{y(b)}" for a, b in zip(xs, ys, strict=True))
     parts.append(f'<polyline points="{points}" fill="none" stroke="{_FAINT}" stroke-width="2"/>')
     fastest = max(speeds) or 1.0
+    beside = _apart([(x(a), y(b) + 4) for a, b in zip(xs, ys, strict=True)])
     for i, row in enumerate(rows):
         colour, radius = _COLOURS[i % len(_COLOURS)], round(4 + 14 * math.sqrt(speeds[i] / fastest), 1)
         told = f"{row['name']} {speeds[i]:,.0f} tok/s" if speeds[i] else str(row["name"])
         parts.append(f'<circle cx="{x(xs[i])}" cy="{y(ys[i])}" r="{radius}" fill="{colour}" fill-opacity="0.55"/>')
-        parts.append(f'<text x="{x(xs[i]) + radius + 4}" y="{y(ys[i]) + 4}">{escape(told)}</text>')
+        parts.append(f'<text x="{round(x(xs[i]) + radius + 4, 1)}" y="{beside[i]}">{escape(told)}</text>')
     parts.append(f'<text x="{_LEFT}" y="14">bits per byte</text>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">MB on disk</text></svg>')
     return "\n".join(parts)
+
+
+def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
+    """Heights of labels at (x, y), moved down where one would stand in another."""
+    found: dict[int, float] = {}
+    for i in sorted(range(len(places)), key=lambda i: places[i][1]):
+        x, y = places[i]
+        for k in sorted(found, key=lambda k: found[k]):
+            if abs(places[k][0] - x) < _RIGHT and abs(found[k] - y) < _LINE:
+                y = found[k] + _LINE
+        found[i] = round(y, 1)
+    return [found[i] for i in range(len(places))]
 
 
 def bars(title: str, values: Sequence[tuple[str, float | None, str]]) -> str:

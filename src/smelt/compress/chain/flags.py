@@ -20,6 +20,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
 """What a stage of that name is taken to promise, unless its facts have `claims` of their own."""
 
 _COLLAPSE = 0.20  # relative growth of bits per byte over one stage
+_SURE = 0.95  # what a speed's interval must hold to accuse by: one sample is no interval at all
 
 
 def flags(name: str, facts: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -60,7 +61,7 @@ def final_flags(
 
 def _speed(name: str, before: Mapping[str, Any], after: Mapping[str, Any], *, faster: bool) -> list[str]:
     old, new = before["decode_tok_s"], after["decode_tok_s"]
-    if old is None or new is None:
+    if old is None or new is None or min(each.get("level", _SURE) for each in (old, new)) < _SURE:
         return []
     told = f"decode {old['value']:,.0f} tok/s before, {new['value']:,.0f} after"
     if new["interval"][1] < old["interval"][0]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from smelt.compress.chain.figures import COLUMNS, bars, cells, curve, estimate, size
+from smelt.compress.chain.figures import COLUMNS, bars, cells, curve, estimate, plain, size
 
 _STYLE = """
 body{font:15px/1.5 sans-serif;color:#333;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -53,8 +53,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
         f"{change['agreement']:.1%} of tokens as the teacher's"
     )
     gates = [
-        f'<li class="{"pass" if gate["passed"] else "flag"}">{escape(gate["gate"])}: sought {gate["sought"]:g}, found '
-        f"{'nothing' if gate['found'] is None else format(gate['found'], '.6g')}</li>"
+        f'<li class="{"pass" if gate["passed"] else "flag"}">{escape(gate["gate"])}: sought {plain(gate["sought"])}, '
+        f"found {plain(gate['found'])}</li>"
         for gate in report["gates"]
     ]
     ended = "" if report["passed"] else '<p class="flag">A gate failed: nothing was published.</p>'
