@@ -39,7 +39,7 @@ from smelt.compress.chain.material import text_bytes
 from smelt.compress.chain.measure import MeasureSettings
 from smelt.compress.chain.run import Chain, Outcome, Watch, run_chain
 from smelt.compress.chain.speed import SpeedSettings
-from smelt.compress.chain.store import Artifact
+from smelt.compress.chain.store import Artifact, artifact_of
 from smelt.compress.stage import Material
 from smelt.compress.words import changed, scratch_control, stage_of
 from smelt.evals.stats import ratio
@@ -112,8 +112,6 @@ class Bench:
     @property
     def chain_source(self) -> Artifact:
         """The source as an artifact."""
-        from smelt.compress.chain.store import artifact_of
-
         return artifact_of(self.source.folder)
 
     def claim(
