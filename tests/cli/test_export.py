@@ -111,6 +111,18 @@ def test_a_failed_comparison_keeps_no_name(source: Path, tmp_path: Path, monkeyp
     assert "FAILED   logits, what is stored" in made.stdout
 
 
+def test_a_folder_that_does_not_load_is_a_failed_check(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", broken)
+    made = RUN.invoke(app, ["export", str(source), "--to", "hf", "--out", str(tmp_path / "folder")])
+    assert made.exit_code == 1
+    assert "FAILED   loads: RuntimeError: size mismatch" in made.stdout
+
+
 def test_what_is_refused(source: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert "sought one of hf, compressed-tensors, gguf" in str(error_of(str(source), "--to", "onnx", "--out", out))
