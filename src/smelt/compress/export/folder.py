@@ -67,9 +67,8 @@ def write_compressed(
     check_scheme(plain.config, sought)
     codes = rounded(plain.config, plain.tensors, sought)
     save_checkpoint(folder, plain.config, plain.tensors, dtype=dtype, files=files, quantized=codes, scheme=sought)
-    return [
-        f"{len(codes)} matrices are rounded to nearest; `smelt shrink --stages {word}` looks at data while it rounds"
-    ]
+    hint = "; `smelt shrink --stages w4` looks at data while it rounds" if word == "w4" else ""
+    return [f"{len(codes)} matrices are rounded to nearest{hint}"]
 
 
 def missing_reader(*, quantized: bool) -> str:
@@ -109,15 +108,17 @@ def check(folder: Path, plain: Plain, tokenizer: Tokenizer | None, renderer: Ren
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the library's bars, and its report, which calls a constant of Gemma missing where it is not."""
-    from transformers.utils import logging
+    import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(before)
+        theirs.set_verbosity(before)
 
 
 def _their_logits(folder: Path, ids: list[int]) -> tuple[NDArray[Any], str]:
