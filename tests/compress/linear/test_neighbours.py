@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from smelt.checkpoint import Checkpoint, open_checkpoint
+from smelt.compress.chain.speed import SpeedSettings, measure_speed
 from smelt.compress.chain.store import artifact_of
 from smelt.compress.distil import Distil
 from smelt.compress.export.plain import plain_of
@@ -32,7 +33,7 @@ from smelt.core.sampling import SamplingParams
 from smelt.engine.torch_runner import TorchRunner
 from smelt.generate.llm import LLM
 from smelt.model.decoder import Decoder
-from tests.compress.chain.fakes import material
+from tests.compress.chain.fakes import material, run
 from tests.model.test_linear_attention import linear_config
 from tests.tiny import make_tiny_folder
 
@@ -179,3 +180,13 @@ def test_the_word_makes_the_stage(hybrid: Checkpoint) -> None:
     assert other == Linearise(kind="gated delta")
     (other,) = changed([stage], ["linearise.layers=0,2"])
     assert other == Linearise(layers=(0, 2))
+
+
+def test_a_chain_goes_through_and_says_why_there_is_no_speed(tmp_path: Path) -> None:
+    source = make_tiny_folder(tmp_path / "source", family="llama", num_layers=2, hidden_size=32)
+    stage = Linearise(window=4, feature_dim=8, steps=2)
+    outcome = run(source, tmp_path / "chain", stage, Distil(steps=2))
+    made = open_checkpoint(outcome.result.folder)
+    assert [layer.linear is not None for layer in made.config.layers] == [True, False]
+    speed = measure_speed(outcome.result.folder, SpeedSettings(rounds=1))
+    assert speed["decode_tok_s"] is None and "linear attention" in speed["reason"]
