@@ -28,11 +28,11 @@ NAMES = [one.name for one in SEED_FILTERS]
 # (recall, precision, share of the hard cases to keep that are taken), a document or two worse than bench/filters.py
 # measured: a change of rules, lists or weights that costs more on the held-out part fails here.
 FLOORS = {
-    "hate": (0.86, 0.75, 0.10),
-    "adult": (0.80, 0.85, 0.05),
+    "hate": (0.86, 0.80, 0.08),
+    "adult": (0.86, 0.80, 0.08),
     "personal data": (0.93, 0.93, 0.03),
-    "spam": (0.93, 0.80, 0.08),
-    "any": (0.93, 0.88, 0.17),
+    "spam": (0.93, 0.78, 0.10),
+    "any": (0.93, 0.86, 0.20),
 }
 MASK_FLOOR = (0.97, 0.97)
 

@@ -57,7 +57,7 @@ def test_features_are_the_n_grams_counted_one_by_one() -> None:
 
 
 def test_half_of_the_windows_decide_and_repetition_says_nothing() -> None:
-    model = Learned(("x",), np.ones((1, NUM_BUCKETS), np.float32), np.zeros(1, np.float32), np.ones(1, np.float32))
+    model = Learned(("x",), np.ones((NUM_BUCKETS, 1), np.float32), np.zeros(1, np.float32), np.ones(1, np.float32))
     prose = Path(__file__).with_name("planted.txt").read_text(encoding="utf-8")
     assert model.shares(prose, "en") == {"x": 1.0}
     assert len(features("la " * 200)[0]) < MIN_NGRAMS
@@ -68,7 +68,7 @@ def test_half_of_the_windows_decide_and_repetition_says_nothing() -> None:
 def test_the_weights_of_the_package() -> None:
     found = learned()
     assert found.names == (HATE.name, ADULT.name, SPAM.name)
-    assert found.weights.shape == (3, NUM_BUCKETS)
+    assert found.weights.shape == (NUM_BUCKETS, 3)
     assert np.isfinite(found.weights).all() and (found.limits > found.biases).all()
 
 

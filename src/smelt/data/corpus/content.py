@@ -44,10 +44,11 @@ _Entry = tuple[float, float]
 class WordList:
     """One file of `words/`: weighed terms, phrases and patterns, and the words of texts about the subject.
 
-    `heads` are the first words of `groups`. `keys` names phrases by their longest word, so that a page is searched only
-    for those whose word it has; Chinese has no words to look up.
+    `heads` are the first words of `groups`. `keys` names phrases by their longest word (Chinese: first two characters),
+    so that a page is searched only for those whose key it has.
     """
 
+    is_chinese: bool = False
     terms: dict[str, float] = field(default_factory=dict)
     phrases: dict[str, float] = field(default_factory=dict)
     patterns: list[tuple[re.Pattern[str], float]] = field(default_factory=list)
@@ -114,10 +115,8 @@ def _lists(page: Page, subject: str) -> list[WordList]:
 
 def _terms(page: Page, text: str, words: WordList) -> list[_Entry]:
     """Each term and phrase that is there."""
-    if words.keys:
-        phrases = [phrase for key in page.counts.keys() & words.keys.keys() for phrase in words.keys[key]]
-    else:
-        phrases = list(words.phrases)
+    there = page.pairs if words.is_chinese else page.counts.keys()
+    phrases = [phrase for key in words.keys.keys() & there for phrase in words.keys[key]]
     found = [
         (words.phrases[phrase], words.phrases[phrase] * text.count(phrase)) for phrase in phrases if phrase in text
     ]
@@ -186,7 +185,7 @@ def _shouting(page: Page) -> float:
 @functools.cache
 def word_list(subject: str, language: str) -> WordList:
     """The list `words/SUBJECT.LANGUAGE.txt`."""
-    found = WordList()
+    found = WordList(is_chinese=language == "zh")
     section, weight = "", 1.0
     text = files("smelt.data.corpus").joinpath("words", f"{subject}.{language}.txt").read_text(encoding="utf-8")
     for line in filter(None, map(str.strip, text.lower().splitlines())):
@@ -202,18 +201,18 @@ def word_list(subject: str, language: str) -> WordList:
             found.reported += tuple(line.split("|"))
         elif section == "terms":
             # Chinese has no spaces between words, so its terms are looked for like phrases
-            (found.phrases if language == "zh" else found.terms).update(dict.fromkeys(line.split(), weight))
+            (found.phrases if found.is_chinese else found.terms).update(dict.fromkeys(line.split(), weight))
         elif line.startswith("re:"):
             group = "(?:" + "|".join(sorted(found.groups)) + ")"
             found.patterns.append((re.compile(line[3:].replace("{group}", group)), weight))
         else:
             found.phrases |= dict.fromkeys(line.split("|"), weight)
-    found.heads = found.groups if language == "zh" else frozenset(group.split()[0] for group in found.groups)
-    if language != "zh":
-        for phrase in found.phrases:
-            found.keys.setdefault(max(WORD.findall(phrase), key=len), []).append(phrase)
+    found.heads = found.groups if found.is_chinese else frozenset(group.split()[0] for group in found.groups)
+    for phrase in found.phrases:
+        key = phrase[:2] if found.is_chinese else max(WORD.findall(phrase), key=len)
+        found.keys.setdefault(key, []).append(phrase)
     if found.reported:
-        edge = "" if language == "zh" else r"\b"
+        edge = "" if found.is_chinese else r"\b"
         found.reports = re.compile(f"{edge}(?:{'|'.join(map(re.escape, found.reported))}){edge}")
     return found
 

@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """weights: float32 [F, D]. biases, limits: float32 [F]; a window speaks against its page from the limit on."""
+    """weights: float32 [D, F]. biases, limits: float32 [F]; a window speaks against its page from the limit on."""
 
     names: tuple[str, ...]
     weights: F32
@@ -48,7 +48,7 @@ class Learned:
 
     def logits(self, ids: npt.NDArray[np.int64], values: F32) -> F32:
         """float32 [F]: how sure each filter is of one window."""
-        found: F32 = self.weights[:, ids] @ values + self.biases
+        found: F32 = values @ self.weights[ids] + self.biases
         return found
 
 
@@ -56,7 +56,7 @@ class Learned:
 def learned() -> Learned:
     """The weights of the package: `words/learned.npz`, 8-bit integers with a scale for each filter."""
     with files("smelt.data.corpus").joinpath("words", "learned.npz").open("rb") as stream, np.load(stream) as stored:
-        weights = stored["weights"].astype(np.float32) * stored["scales"][:, None]
+        weights = np.ascontiguousarray(stored["weights"].T) * stored["scales"]  # a bucket's weights side by side
         return Learned(tuple(stored["names"].tolist()), weights, stored["biases"], stored["limits"])
 
 

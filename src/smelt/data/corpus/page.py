@@ -54,6 +54,11 @@ class Page:
         return Counter(word.lower().replace("’", "'") for word in self.words)
 
     @cached_property
+    def pairs(self) -> set[str]:
+        """All characters of `lower`, and all two that stand side by side."""
+        return {self.lower[i : i + size] for size in (1, 2) for i in range(len(self.lower))}
+
+    @cached_property
     def lines(self) -> list[str]:
         """Lines that hold something, stripped."""
         return [stripped for line in self.text.split("\n") if (stripped := line.strip())]
