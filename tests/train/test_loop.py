@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from smelt.core.errors import CheckpointError, TrainingError, TrainingStoppedErr
 from smelt.data.batches import Batch
 from smelt.model.decoder import Decoder
 from smelt.train.config import OptimizerConfig, ScheduleConfig
-from smelt.train.loop import Stage
+from smelt.train.loop import Stage, shape_of
 from smelt.train.objectives import CrossEntropy, LossSum
 from smelt.train.report import METRICS, Report
 from smelt.train.schedule import Plan
+from tests.tiny import tiny_config
 from tests.train.runs import Counting, Uneven, first_gradients, furthest, tiny_run, uneven_run, weights
 
 
@@ -101,6 +102,17 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
     other = [Stage(name="only", stream=Counting(), objective=CrossEntropy(first_weight=2.0))]
     with pytest.raises(CheckpointError, match="another run"):
         tiny_run(tmp_path, stages=other).train(stop_after=1)
+
+
+def test_a_variant_that_a_later_version_adds_makes_no_other_run() -> None:
+    """A new field of the decoder's configuration refused every checkpoint of runs of many hours."""
+    config = tiny_config("gemma3_text", num_layers=2)
+    told = shape_of(config)
+    assert "num_privileges" not in told
+    assert len(told["layers"]) == 2
+    assert shape_of(replace(config, num_privileges=6)) == told | {"num_privileges": 6}
+    windows = tuple(replace(layer, window=7) for layer in config.layers)
+    assert shape_of(replace(config, layers=windows)) != told
 
 
 def test_a_run_made_longer_before_its_decay_equals_one_that_was_as_long_from_the_start(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,19 @@ def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def shape_of(value: Any) -> Any:
+    """A decoder's configuration as JSON values, without the fields that are as they are by default.
+
+    So a variant that a later version adds makes no run begun before it another one.
+    """
+    if isinstance(value, tuple):
+        return [shape_of(item) for item in value]
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {f.name: shape_of(found[f.name]) for f in fields(value) if found[f.name] != f.default}
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run in a folder: `state-*` checkpoints and `metrics.jsonl`.
@@ -119,7 +132,7 @@ class Run:
         self.position = state.Position()
         self.plan = Plan.of(self.config.schedule)
         shape = {
-            "model": asdict(self.model.config),
+            "model": shape_of(self.model.config),
             "train": self.config.decisive(),
             "stages": [(s.name, s.objective.name) for s in self.stages],
         }

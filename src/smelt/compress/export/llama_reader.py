@@ -225,7 +225,8 @@ class LlamaReader:
             bos_token=self._name(self._lib.llama_vocab_bos(self._vocab)),
             add_generation_prompt=open_turn,
         )
-        return str(formatter(messages=messages, enable_thinking=False).prompt)  # type: ignore[arg-type]
+        asked: Any = messages
+        return str(formatter(messages=asked, enable_thinking=False).prompt)
 
     def _name(self, token: int) -> str:
         return self._lib.llama_vocab_get_text(self._vocab, token).decode() if token >= 0 else ""
