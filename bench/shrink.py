@@ -12,9 +12,11 @@ static    8-bit inputs with a scale a token (dynamic) and with one from calibrat
 
 Every model is made by the words and settings that `smelt shrink --stages ... --set ...` takes, through the same chain,
 on the recipe's own mixture (bench/shrink_material.py). All are examined on the same held-out documents; intervals are
-of a bootstrap over these, paired. A bar `holds` or `fails` where the whole interval lies on one side of it, else it is
-`undecided`. Called again with the same --out it goes on where it stopped. Prints a card and one final JSON line;
-`--save` also writes it to bench/results/shrink_MODEL.json, beside the parts that stand there of the same exam.
+of a bootstrap over these, paired. KL to the source stands beside bits per byte: a model that was taught to be surer than
+right, as a weighted loss does, may gain bits by a little noise. A bar `holds` or `fails` where the whole interval lies on
+one side of it, else it is `undecided`. Called again with the same --out it goes on where it stopped. Prints a card and
+one final JSON line; `--save` also writes it to bench/results/shrink_MODEL.json, beside the parts that stand there of the
+same exam.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from shrink_material import Exam, Setting, make_material
+from shrink_material import Answers, Exam, Setting, make_material
 
 from smelt.checkpoint import Checkpoint, open_checkpoint, resolve_model, save_checkpoint
 from smelt.compress.chain.material import text_bytes
@@ -86,20 +88,23 @@ class Bench:
         )
         return run_chain(chain, self.source.folder, self.out / "chain", Watch(say=_quietly))
 
-    def arm(self, name: str, artifact: Artifact, facts: dict[str, Any] | None = None) -> Nats:
+    def arm(self, name: str, artifact: Artifact, seconds: dict[str, float] | None = None) -> Answers:
         """Examine a model under a name; what it costs stands in the card."""
-        nats = self.exam.nats(artifact, name)
+        found = self.exam.answers(artifact, name)
+        tokens = self.exam.num_learned
         self.arms[name] = {
             "bytes": artifact.num_bytes,
             "parameters": open_checkpoint(artifact.folder).config.num_parameters,
-            "bits_per_byte": round(float(nats.sum()) / math.log(2) / self.exam.num_bytes, 6),
-            "increase": share(nats - self.whole, self.whole),
-            **({} if facts is None else {"seconds": facts}),
+            "bits_per_byte": round(float(found.nats.sum()) / math.log(2) / self.exam.num_bytes, 6),
+            "increase": share(found.nats - self.whole, self.whole),
+            "kl": round(float(found.kl.sum()) / tokens, 6),
+            **({} if seconds is None else {"seconds": seconds}),
         }
-        print(f"{name}: {words(self.arms[name]['increase'])} bits per byte", flush=True)
-        return nats
+        told = self.arms[name]
+        print(f"{name}: bits per byte {words(told['increase'])}, KL {told['kl']:.5f} a token", flush=True)
+        return found
 
-    def made(self, name: str, stages: str, *changes: str) -> Nats:
+    def made(self, name: str, stages: str, *changes: str) -> Answers:
         """The examined result of a chain."""
         outcome = self.chain(stages, *changes)
         return self.arm(name, outcome.result, {step.done.name: step.done.wall_s for step in outcome.steps})
@@ -107,12 +112,16 @@ class Bench:
     @property
     def whole(self) -> Nats:
         """The source's nats."""
-        return self.exam.nats(self.chain_source, "the source")
+        return self.exam.answers(self.chain_source, "the source").nats
 
     @property
     def chain_source(self) -> Artifact:
         """The source as an artifact."""
         return artifact_of(self.source.folder)
+
+    def gaps(self, found: Answers) -> dict[str, Nats]:
+        """What a model lost, in cross-entropy (as the bars are put) and in KL to the source."""
+        return {"bits": found.nats - self.whole, "KL": found.kl}
 
     def claim(
         self, words: str, found: dict[str, Any], *, least: float | None = None, most: float | None = None
@@ -142,29 +151,31 @@ def words(found: dict[str, Any]) -> str:
 
 def prune(bench: Bench) -> None:
     """A part: repaired and from scratch, seed by seed; then all seeds' documents together."""
-    lost, won, behind, base = [], [], [], []
-    pruned: Nats | None = None
+    lost, left, behind, base = [], [], [], []
     for seed in bench.asked.seeds:
         changes = (f"distil.tokens={bench.asked.tokens}", "distil.batch=2", f"distil.seed={seed}")
         changes += (f"distil.workers={bench.asked.workers}", *bench.asked.changes)
         outcome = bench.chain("prune,distil", *changes, control=True)
-        control = outcome.control
-        assert control is not None
-        if pruned is None:
-            pruned = bench.arm("pruned 30 %", outcome.steps[0].artifact, {"prune": outcome.steps[0].done.wall_s})
-        facts = {"distil": outcome.steps[1].done.wall_s}
-        repaired = bench.arm(f"pruned and repaired, seed {seed}", outcome.result, facts)
-        scratch = bench.arm(f"from scratch, seed {seed}", control.artifact, {"distil": control.done.wall_s})
-        lost.append(pruned - bench.whole)
-        won.append(pruned - repaired)
-        behind.append(repaired - scratch)
-        base.append(scratch)
-        bench.claim(f"prune: gap closed by the repair, seed {seed}", share(won[-1], lost[-1]), least=0.85)
-        bench.claim(f"prune: repaired against from scratch, seed {seed}", share(behind[-1], scratch), most=0.0)
-    together = share(sum(won[1:], won[0]), sum(lost[1:], lost[0]))
-    bench.claim(f"prune: gap closed by the repair, {len(won)} seeds", together, least=0.85)
-    together = share(sum(behind[1:], behind[0]), sum(base[1:], base[0]))
-    bench.claim(f"prune: repaired against from scratch, {len(won)} seeds", together, most=0.0)
+        assert outcome.control is not None
+        pruned, repaired = (step.done for step in outcome.steps)
+        lost.append(bench.arm("pruned 30 %", outcome.steps[0].artifact, {"prune": pruned.wall_s}))
+        left.append(bench.arm(f"repaired, seed {seed}", outcome.result, {"distil": repaired.wall_s}))
+        control = {"distil": outcome.control.done.wall_s}
+        base.append(bench.arm(f"from scratch, seed {seed}", outcome.control.artifact, control).nats)
+        behind.append(left[-1].nats - base[-1])
+        bench.claim(f"prune: repaired against from scratch, seed {seed}", share(behind[-1], base[-1]), most=0.0)
+    for seed, before, after in zip(bench.asked.seeds, lost, left, strict=True):
+        recovered(bench, f"prune: gap closed by the repair, seed {seed}", [(before, after)], least=0.85)
+    recovered(bench, "prune: gap closed by the repair, all seeds", list(zip(lost, left, strict=True)), least=0.85)
+    together = share(np.sum(behind, 0), np.sum(base, 0))
+    bench.claim("prune: repaired against from scratch, all seeds", together, most=0.0)
+
+
+def recovered(bench: Bench, claim: str, pairs: Sequence[tuple[Answers, Answers]], *, least: float) -> None:
+    """The share of what the first of each pair lost that the second has again; a bar in bits, and in KL."""
+    for unit in ("bits", "KL"):
+        before, after = (np.sum([bench.gaps(pair[i])[unit] for pair in pairs], 0) for i in (0, 1))
+        bench.claim(f"{claim}, in {unit}", share(before - after, before), least=least)
 
 
 def quantize(bench: Bench) -> None:
@@ -186,31 +197,30 @@ def qat(bench: Bench) -> None:
     rounded = bench.made("w4 rtn, searched", "w4", "quantize.method=rtn", "quantize.range=mse")
     steps = (f"quantize-aware.steps={bench.asked.qat_steps}", f"quantize-aware.workers={bench.asked.workers}")
     trained = bench.made("w4 quantize-aware", "quantize-aware", *steps, "quantize-aware.batch=2")
-    bench.claim("qat: recovered of the 4-bit gap", share(rounded - trained, rounded - bench.whole), least=0.3)
+    recovered(bench, "qat: recovered of the 4-bit gap", [(rounded, trained)], least=0.3)
 
 
 def sparse(bench: Bench) -> None:
     """A part: the gaps of methods that look at inputs, against magnitude's."""
     gaps = {}
     for method in ("magnitude", "wanda", "sparsegpt"):
-        nats = bench.made(f"half zero, {method}", "sparsify", f"sparsify.method={method}", "sparsify.share=0.5")
-        gaps[method] = nats - bench.whole
-    for method in ("wanda", "sparsegpt"):
-        bench.arms[f"half zero, {method}"]["gap_of_magnitudes"] = share(gaps[method], gaps["magnitude"])
-    best = min(("wanda", "sparsegpt"), key=lambda method: float(gaps[method].sum()))
-    found = bench.arms[f"half zero, {best}"]["gap_of_magnitudes"]
-    bench.claim(f"sparse: {best}'s gap as a share of magnitude's", found, most=1 / 3)
+        found = bench.made(f"half zero, {method}", "sparsify", f"sparsify.method={method}", "sparsify.share=0.5")
+        gaps[method] = bench.gaps(found)
+    for unit in ("bits", "KL"):
+        best = min(("wanda", "sparsegpt"), key=lambda method: float(gaps[method][unit].sum()))
+        part = share(gaps[best][unit], gaps["magnitude"][unit])
+        bench.claim(f"sparse: {best}'s gap as a share of magnitude's, in {unit}", part, most=1 / 3)
 
 
 def static(bench: Bench) -> None:
     """A part: scales of inputs from calibration against a scale a token."""
-    dynamic = bench.made("w8a8 dynamic", "w8a8")
+    dynamic = bench.made("w8a8 dynamic", "w8a8").nats
     for observer in ("minmax", "percentile"):
         inputs = "quantize.scheme.activations"
-        nats = bench.made(
+        found = bench.made(
             f"w8a8 static, {observer}", "w8a8", f"{inputs}.dynamic=false", f"{inputs}.observer={observer}"
         )
-        bench.claim(f"static: int8 by {observer} against dynamic", share(nats - dynamic, dynamic), most=0.02)
+        bench.claim(f"static: int8 by {observer} against dynamic", share(found.nats - dynamic, dynamic), most=0.02)
 
 
 RUN: dict[str, Callable[[Bench], None]] = {
@@ -229,10 +239,10 @@ def _quietly(line: str) -> None:
 
 def card(bench: Bench) -> None:
     """The arms as a table, then every bar."""
-    print(f"\n{'':<34}{'parameters':>12}{'bytes':>12}  {'bits per byte':>13}  against the source")
+    print(f"\n{'':<26}{'parameters':>12}{'bytes':>12}{'bits per byte':>15}{'KL':>9}  bits against the source")
     for name, arm in bench.arms.items():
         print(
-            f"{name:<34}{arm['parameters']:>12,}{arm['bytes']:>12,}  {arm['bits_per_byte']:>13.5f}  "
+            f"{name:<26}{arm['parameters']:>12,}{arm['bytes']:>12,}{arm['bits_per_byte']:>15.5f}{arm['kl']:>9.5f}  "
             f"{words(arm['increase'])}"
         )
     print()
@@ -306,7 +316,7 @@ def opened(args: argparse.Namespace) -> Bench:
             raise SystemExit("--tokens: the model's card does not say what it was trained on; sought a number")
         asked = Asked(tokens=tokens, workers=args.workers)
     material, batches = make_material(setting, source, args.out)
-    exam = Exam(batches, text_bytes(batches, Tokenizer.load(source.folder)), args.out / "exam")
+    exam = Exam(batches, text_bytes(batches, Tokenizer.load(source.folder)), source, args.out / "exam")
     return Bench(source=source, material=material, exam=exam, out=args.out, asked=asked)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -233,37 +233,50 @@ def _load(path: Path) -> dict[str, list[Batch]]:
     return found
 
 
-class Exam:
-    """Nats of each held-out document under an artifact, taken once per artifact and kept."""
+class Answers(NamedTuple):
+    """Of each held-out document, sums over its learned tokens: cross-entropy, and KL of the source to the model."""
 
-    def __init__(self, batches: list[Batch], num_bytes: int, folder: Path) -> None:
-        self.batches, self.num_bytes, self.folder = batches, num_bytes, folder
+    nats: NDArray[np.float64]
+    kl: NDArray[np.float64]
+
+
+class Exam:
+    """What models make of the held-out documents, taken once per artifact and kept.
+
+    The KL stands beside the cross-entropy because a model that is too sure of itself gains bits by any noise.
+    """
+
+    def __init__(self, batches: list[Batch], num_bytes: int, source: Checkpoint, folder: Path) -> None:
+        self.batches, self.num_bytes, self.source, self.folder = batches, num_bytes, source, folder
         self.num_learned = sum(batch.num_learned for batch in batches)
         self.documents, self.num_documents = self._documents()
         found = hashlib.sha256(b"".join(b.inputs.tobytes() + b.targets.tobytes() for b in batches))
         self.digest = found.hexdigest()
 
-    def nats(self, artifact: Artifact, name: str, say: Callable[[str], None] = print) -> NDArray[np.float64]:
-        """[D] float64: the summed cross-entropy of each document's learned tokens, as the folder computes it."""
-        kept = self.folder / f"{artifact.hash[:16]}-{self.digest[:16]}.npy"
+    def answers(self, artifact: Artifact, name: str, say: Callable[[str], None] = print) -> Answers:
+        """Of a folder as it computes, in floating point; [D] each."""
+        kept = self.folder / f"{artifact.hash[:16]}-{self.source.fingerprint[:16]}-{self.digest[:16]}.npy"
         if kept.is_file():
-            found: NDArray[np.float64] = np.load(kept)
-            return found
+            return Answers(*np.load(kept))
         model = decoder_of(open_checkpoint(artifact.folder)).eval()
         began = said = time.monotonic()
         parts = []
         for number, batch in enumerate(self.batches, 1):
-            parts.append(token_nats(model, batch))
+            parts.append(token_figures(model, self._teacher, batch))
             if (now := time.monotonic()) - said > _SAY_S:
                 left_s = (now - began) / number * (len(self.batches) - number)
                 say(f"  exam of {name}: {number} of {len(self.batches)} batches, {left_s:,.0f} s left")
                 said = now
-        found = np.bincount(self.documents, np.concatenate(parts), self.num_documents)
+        sums = [np.bincount(self.documents, of_tokens, self.num_documents) for of_tokens in np.hstack(parts)]
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(".part.npy")
-        np.save(partial, found)
+        np.save(partial, np.stack(sums))
         partial.replace(kept)
-        return found
+        return Answers(*sums)
+
+    @cached_property
+    def _teacher(self) -> Decoder:
+        return Decoder.from_tensors(self.source.config, self.source.tensors).eval()
 
     def _documents(self) -> tuple[NDArray[np.int64], int]:
         """Of each learned token the number of its document."""
@@ -277,13 +290,15 @@ class Exam:
 
 
 @torch.no_grad()
-def token_nats(model: Decoder, batch: Batch) -> NDArray[np.float64]:
-    """[N] float64: cross-entropy of a batch's learned tokens, row by row."""
-    hidden = learned_hidden(model, batch, CPU)
+def token_figures(model: Decoder, source: Decoder, batch: Batch) -> NDArray[np.float64]:
+    """[2, N] of a batch's learned tokens, row by row: cross-entropy, and KL(source || model), in nats."""
+    ours, theirs = (learned_hidden(each, batch, CPU) for each in (model, source))
     wanted = torch.from_numpy(batch.targets[batch.targets >= 0])
-    pieces = [
-        F.cross_entropy(model.logits(hidden[at : at + _PIECE_LEN]), wanted[at : at + _PIECE_LEN], reduction="none")
-        for at in range(0, len(wanted), _PIECE_LEN)
-    ]
-    found: NDArray[np.float64] = torch.cat(pieces or [torch.zeros(0)]).double().numpy()
-    return found
+    found = [torch.zeros(2, 0)]
+    for at in range(0, len(wanted), _PIECE_LEN):
+        part = slice(at, at + _PIECE_LEN)
+        log_q, log_p = model.logits(ours[part]).log_softmax(-1), source.logits(theirs[part]).log_softmax(-1)
+        nats = F.nll_loss(log_q, wanted[part], reduction="none")
+        kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+        found.append(torch.stack([nats, kl]))
+    return np.asarray(torch.cat(found, 1).double().numpy())

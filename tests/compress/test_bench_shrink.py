@@ -49,8 +49,9 @@ def test_a_part_runs_and_is_not_done_again(
     assert [name for name in first["arms"] if name.startswith("half zero")] == [
         f"half zero, {method}" for method in ("magnitude", "wanda", "sparsegpt")
     ]
-    (claim,) = first["claims"].values()
-    assert claim["verdict"] in ("holds", "fails", "undecided")
+    assert [name.rsplit(" ", 1)[1] for name in first["claims"]] == ["bits", "KL"]
+    assert all(claim["verdict"] in ("holds", "fails", "undecided") for claim in first["claims"].values())
+    assert all(arm["kl"] > 0 for name, arm in first["arms"].items() if name != "source")
     files = [path for part in ("chain/stages", "exam") for path in (tmp_path / part).rglob("*") if path.is_file()]
     made = {path: path.stat().st_mtime_ns for path in files}
     assert sum(path.name == "stage.json" for path in made) == 3
@@ -77,8 +78,9 @@ def test_the_exam_is_by_document_and_held_out(bench: ModuleType, tmp_path: Path)
     source = open_checkpoint(folder)
     setting = bench.Setting(batch_tokens=1024, calibration_rows=2, stage_rows=1, exam_tokens=600)
     material, batches = bench.make_material(setting, source, tmp_path)
-    exam = bench.Exam(batches, 1, tmp_path / "exam")
-    found = exam.nats(bench.artifact_of(folder), "tiny")
+    exam = bench.Exam(batches, 1, source, tmp_path / "exam")
+    found, divergence = exam.answers(bench.artifact_of(folder), "tiny")
+    assert np.abs(divergence).max() < 1e-5, "from itself"
     model = Decoder.from_tensors(source.config, source.tensors).eval()
     cpu = torch.device("cpu")
     assert found.sum() == pytest.approx(mean_loss(model, batches, cpu) * exam.num_learned, rel=1e-5)
