@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from smelt.cli.train import TrainOptions, _stops, picture, plot, train_command
+from smelt.cli.train import TrainOptions, picture, plot, stops, train_command
 from smelt.core.errors import InvalidRequestError
 from smelt.train.report import Report
 
@@ -102,7 +102,7 @@ def test_a_recipe_and_a_folder_or_the_runs(recipe: Path) -> None:
 def test_signals_to_forked_workers_are_not_taken_for_the_users(capfd: pytest.CaptureFixture[str]) -> None:
     """A worker that prepared data printed "stopping" and lived on when it was told to end."""
     stopping = threading.Event()
-    with _stops(stopping):
+    with stops(stopping):
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
         worker.start()
         assert worker.pid is not None
