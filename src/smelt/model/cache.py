@@ -70,7 +70,8 @@ class KVCache:
     def append(self, layer: int, k_BKTD: Tensor, v_BKTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values behind the filled ones; returns all of them."""
         end = self.length + k_BKTD.shape[2]
-        keys, values = self._data[self._rows[layer]]
+        row = self._data[self._rows[layer]]
+        keys, values = row[0], row[1]  # two views; unpacking would make one of several, which autograd locks
         keys[:, :, self.length : end] = k_BKTD
         values[:, :, self.length : end] = v_BKTD
         return keys[:, :, :end], values[:, :, :end]
