@@ -12,11 +12,11 @@ static    8-bit inputs with a scale a token (dynamic) and with one from calibrat
 
 Every model is made by the words and settings that `smelt shrink --stages ... --set ...` takes, through the same chain,
 on the recipe's own mixture (bench/shrink_material.py). All are examined on the same held-out documents; intervals are
-of a bootstrap over these, paired. KL to the source stands beside bits per byte: a model that was taught to be surer than
-right, as a weighted loss does, may gain bits by a little noise. A bar `holds` or `fails` where the whole interval lies on
-one side of it, else it is `undecided`. Called again with the same --out it goes on where it stopped. Prints a card and
-one final JSON line; `--save` also writes it to bench/results/shrink_MODEL.json, beside the parts that stand there of the
-same exam.
+of a bootstrap over these, paired. KL to the source stands beside bits per byte: where a model is sure and wrong, as one
+is that is older than its recipe's texts, any noise gains bits; `--without` leaves such tasks out of the exam. A bar
+`holds` or `fails` where the whole interval lies on one side of it, else it is `undecided`. Called again with the same
+--out it goes on where it stopped. Prints a card and one final JSON line; `--save` also writes it to
+bench/results/shrink_MODEL.json, beside the parts that stand there of the same exam.
 """
 
 from __future__ import annotations
@@ -292,6 +292,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS), help="by comma")
     parser.add_argument("--out", type=Path, default=Path("build/bench-shrink"))
     parser.add_argument("--exam-tokens", type=int, default=Setting.exam_tokens, help="held-out learned tokens")
+    parser.add_argument("--without", default="", help="tasks left out of the exam, by comma")
     parser.add_argument("--tokens", type=int, default=0, help="of a repair; 0: a tenth of the model's training")
     parser.add_argument("--workers", type=int, default=1, help="batches computed at once while training")
     parser.add_argument("--save", action="store_true", help="write bench/results/shrink_MODEL.json too")
@@ -304,9 +305,15 @@ def arguments() -> argparse.Namespace:
 
 def opened(args: argparse.Namespace) -> Bench:
     """The model, its material and its exam, in small for a smoke run."""
-    setting = Setting(recipe=args.recipe, data=args.data, corpus=args.corpus, exam_tokens=args.exam_tokens)
+    setting = Setting(
+        recipe=args.recipe,
+        data=args.data,
+        corpus=args.corpus,
+        exam_tokens=args.exam_tokens,
+        without=tuple(args.without.split(",")) if args.without else (),
+    )
     if args.smoke:
-        setting = Setting(batch_tokens=1024, calibration_rows=2, stage_rows=1, exam_tokens=600)
+        setting = Setting(batch_tokens=1024, calibration_rows=2, stage_rows=1, exam_tokens=600, without=setting.without)
         source = open_checkpoint(tiny_model(args.out / "tiny"))
         asked = Asked(tokens=2048, qat_steps=2, seeds=(0, 1), changes=("prune.candidates=1",))
     else:
@@ -325,7 +332,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = opened(args)
     held = {"digest": bench.exam.digest[:16], "documents": bench.exam.num_documents}
-    held |= {"learned_tokens": bench.exam.num_learned, "bytes": bench.exam.num_bytes}
+    held |= {"learned_tokens": bench.exam.num_learned, "bytes": bench.exam.num_bytes, "without": args.without}
     print(f"exam: {held}; calibration: {bench.material.calibration.source}", flush=True)
     bench.arm("source", bench.chain_source)
     spent = {}

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +46,9 @@ _SAY_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """recipe: whose mixture. calibration_rows, stage_rows: what stages see of text; exam_tokens: learned ones.
+    """recipe: whose mixture. calibration_rows, stage_rows: what stages see of text.
 
+    exam_tokens: learned ones; without: tasks left out of the exam, for a model older than their texts.
     data, corpus: folders; None: generated tasks alone.
     """
 
@@ -57,6 +59,7 @@ class Setting:
     calibration_rows: int = 32
     stage_rows: int = 16
     exam_tokens: int = 100_000
+    without: tuple[str, ...] = ()
 
 
 class Mixture:
@@ -70,9 +73,9 @@ class Mixture:
         """With everything that is given."""
         return dataclasses.replace(_reseeded(self._whole, LEARNING_SEED + seed), privileges=self.privileges)
 
-    def held_out(self, seed: int) -> PackedStream:
-        """Generated alone, and of the corpus its held-out split."""
-        return dataclasses.replace(_reseeded(self._bare, seed), privileges=self.privileges)
+    def held_out(self, seed: int, without: tuple[str, ...] = ()) -> PackedStream:
+        """Generated alone, and of the corpus its held-out split. Raises SystemExit for a task that there is not."""
+        return dataclasses.replace(_reseeded(self._bare, seed, without), privileges=self.privileges)
 
     @cached_property
     def _whole(self) -> PackedStream:
@@ -140,38 +143,51 @@ def _ember(mixture: Mixture, data: Path | None, corpus: Path | None) -> tuple[li
     return stages, "choices"
 
 
-def _reseeded(stream: PackedStream, seed: int) -> PackedStream:
+def _reseeded(stream: PackedStream, seed: int, without: tuple[str, ...] = ()) -> PackedStream:
     """The same mixture of other examples in another order."""
     sources: list[tuple[Any, float]] = []
     for source, weight in stream.sources:
         if isinstance(source, Conversations):
             example_at: Any = source.example_at
-            sources.append((dataclasses.replace(source, example_at=dataclasses.replace(example_at, seed=seed)), weight))
+            weights = dict(example_at.mixture.weights)
+            if unknown := set(without) - set(weights):
+                raise SystemExit(f"--without: no task {', '.join(sorted(unknown))}; there are {', '.join(weights)}")
+            left = {task: share for task, share in weights.items() if task not in without}
+            mixture = dataclasses.replace(example_at.mixture, weights=left)
+            talk = dataclasses.replace(source, example_at=dataclasses.replace(example_at, seed=seed, mixture=mixture))
+            sources.append((talk, weight))
         else:
             sources.append((dataclasses.replace(source, seed=seed), weight))  # type: ignore[type-var]
     return dataclasses.replace(stream, sources=sources, seed=seed)
 
 
 def make_material(setting: Setting, source: Checkpoint, kept: Path) -> tuple[Material, list[Batch]]:
-    """Material for stages, and the batches of the examination; kept in a file, so that a second call reads no sets."""
+    """Material for stages, and the batches of the examination; kept in files, so that a second call reads no sets.
+
+    The exam has no part in the material's digest: another one examines the same models.
+    """
     mixture = Mixture(setting, source)
-    key = digest([dataclasses.asdict(setting) | {"data": setting.data is not None}, source.fingerprint])
-    path = kept / f"material-{key[:16]}.npz"
-    if not path.is_file():
-        kept.mkdir(parents=True, exist_ok=True)
+    learned = dataclasses.asdict(setting) | {"data": setting.data is not None, "corpus": str(setting.corpus)}
+    examined = {name: learned.pop(name) for name in ("exam_tokens", "without")}
+    key = digest([learned, source.fingerprint])
+
+    def made() -> dict[str, list[Batch]]:
         config = CalibrationConfig(num_sequences=setting.calibration_rows, least_tokens=1)
         stream = mixture.learned(CALIBRATION_SEED - LEARNING_SEED)
-        made = {
+        return {
             "calibration": list(calibration_of_stream(stream, "the recipe's mixture", config).batches),
             "stages": _rows(mixture.held_out(STAGES_SEED), setting.stage_rows),
-            "exam": _learned(mixture.held_out(EXAM_SEED), setting.exam_tokens),
         }
-        _save(path, made)
-    found = _load(path)
+
+    def exam() -> dict[str, list[Batch]]:
+        return {"exam": _learned(mixture.held_out(EXAM_SEED, setting.without), setting.exam_tokens)}
+
+    found = _kept(kept / f"material-{key[:16]}.npz", made)
+    found |= _kept(kept / f"exam-{digest([key, examined])[:16]}.npz", exam)
     calibration = calibration_of_stream(
         _Given(found["calibration"]),
         "the recipe's mixture",
-        CalibrationConfig(num_sequences=sum(len(b.inputs) for b in found["calibration"]), least_tokens=1),
+        CalibrationConfig(num_sequences=sum(len(batch.inputs) for batch in found["calibration"]), least_tokens=1),
     )
     material = Material(
         calibration=calibration,
@@ -212,25 +228,24 @@ def _learned(stream: PackedStream, num_tokens: int) -> list[Batch]:
         number += 1
 
 
-def _save(path: Path, made: dict[str, list[Batch]]) -> None:
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, batches in made.items():
-        for i, batch in enumerate(batches):
-            fields = (batch.inputs, batch.targets, batch.segment_ids, batch.privileges)
-            arrays |= {f"{name}.{i}.{part}": a for part, a in zip(_PARTS, fields, strict=True) if a is not None}
-    partial = path.with_suffix(".part.npz")
-    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
-
-
-def _load(path: Path) -> dict[str, list[Batch]]:
-    found: dict[str, list[Batch]] = {}
-    with np.load(path) as arrays:
-        for name in ("calibration", "stages", "exam"):
-            count = sum(key.startswith(f"{name}.") and key.endswith(".inputs") for key in arrays.files)
-            fields = [[arrays.get(f"{name}.{i}.{part}") for part in _PARTS] for i in range(count)]
-            found[name] = [Batch(*each) for each in fields]
-    return found
+def _kept(path: Path, make: Callable[[], dict[str, list[Batch]]]) -> dict[str, list[Batch]]:
+    """Named batches out of a file, made where it is not there."""
+    if not path.is_file():
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, batches in make().items():
+            for i, batch in enumerate(batches):
+                fields = (batch.inputs, batch.targets, batch.segment_ids, batch.privileges)
+                arrays |= {f"{name}.{i}.{part}": a for part, a in zip(_PARTS, fields, strict=True) if a is not None}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part.npz")
+        np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+    with np.load(path) as found:
+        counts = Counter(key.split(".")[0] for key in found.files if key.endswith(".inputs"))
+        return {
+            name: [Batch(*(found.get(f"{name}.{i}.{part}") for part in _PARTS)) for i in range(count)]
+            for name, count in counts.items()
+        }
 
 
 class Answers(NamedTuple):
@@ -243,7 +258,7 @@ class Answers(NamedTuple):
 class Exam:
     """What models make of the held-out documents, taken once per artifact and kept.
 
-    The KL stands beside the cross-entropy because a model that is too sure of itself gains bits by any noise.
+    The KL stands beside the cross-entropy because a model that is sure and wrong gains bits by any noise.
     """
 
     def __init__(self, batches: list[Batch], num_bytes: int, source: Checkpoint, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,11 @@ def test_the_exam_is_by_document_and_held_out(bench: ModuleType, tmp_path: Path)
     def rows(given: Any) -> set[bytes]:
         return {row.tobytes() for batch in given for row in batch.inputs}
 
+    fewer, other = bench.make_material(dataclasses.replace(setting, without=("offered",)), source, tmp_path)
+    assert fewer.digest == material.digest, "another exam examines the same models"
+    assert rows(other) != rows(batches)
+    with pytest.raises(SystemExit, match="no task unheard"):
+        bench.make_material(dataclasses.replace(setting, without=("unheard",)), source, tmp_path)
     learned = rows(material.stream(0).chunk(0))
     assert not rows(batches) & (learned | rows(material.held_out) | rows(material.calibration.batches))
     assert not learned & rows(material.stream(1).chunk(0))
