@@ -120,3 +120,12 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert echo.asked == 2000 - num_kept
     assert [row.question for row in rows] == cases
     assert all(row.grade is not None and row.grade.exact for row in rows)
+
+
+def test_times_are_kept_as_they_are_told(tmp_path: Path) -> None:
+    """A rerun once said 0.03 seconds where the run had said 0.02: the store had rounded what the run had not."""
+    kept = Kept.of(Reply(refused="no"), 1795348306.7496012, 0.0249987)
+    store = Store(tmp_path / "a.jsonl")
+    store.put("key", question("q"), kept)
+    store.close()
+    assert Store(tmp_path / "a.jsonl").get("key") == kept

@@ -13,7 +13,7 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from smelt.core.messages import Message, ToolCall
 from smelt.core.sampling import Usage
@@ -29,6 +29,11 @@ class Kept:
     reply: Reply
     began: float
     seconds: float
+
+    @classmethod
+    def of(cls, reply: Reply, began: float, seconds: float) -> Self:
+        """With times as precise as they are stored: a run tells what a rerun from its store will."""
+        return cls(reply=reply, began=round(began, 3), seconds=round(seconds, 4))
 
 
 def key_of(fingerprint: str, question: Question) -> str:
@@ -57,8 +62,8 @@ class Store:
 
     def put(self, key: str, question: Question, kept: Kept) -> None:
         """Keep a reply, at once and for good; from any thread."""
-        row = {"key": key, "suite": question.suite, "language": question.language, "began": round(kept.began, 3)}
-        row |= {"seconds": round(kept.seconds, 4), **_reply_json(kept.reply)}
+        row = {"key": key, "suite": question.suite, "language": question.language, "began": kept.began}
+        row |= {"seconds": kept.seconds, **_reply_json(kept.reply)}
         line = json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         with self._lock:
             self._kept[key] = kept

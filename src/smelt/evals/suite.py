@@ -56,7 +56,7 @@ def run(
             reply = question.ask(sampler)
         except (InvalidRequestError, ContextLengthError) as error:
             reply = Reply(refused=f"{type(error).__name__}: {error}"[:300])
-        new = Kept(reply=reply, began=began, seconds=time.perf_counter() - start)
+        new = Kept.of(reply, began, time.perf_counter() - start)
         kept.put(key, question, new)
         return new, True
 
