@@ -15,21 +15,21 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
+from smelt.compress.made import telling, train_config, write_made
 from smelt.compress.stage import Needs, Progress, Work, how
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.model.decoder import Decoder
 from smelt.tokenizer import Tokenizer
-from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from smelt.train.config import OptimizerConfig
 from smelt.train.distill.divergence import Divergence
 from smelt.train.distill.hidden import HiddenMatch, HiddenTerms
 from smelt.train.distill.objective import Distillation
-from smelt.train.finetune.folder import kept_files, stored_dtype
 from smelt.train.loop import Run, Stream
 from smelt.train.loop import Stage as Part
 from smelt.train.objectives import CrossEntropy, Objective
-from smelt.train.report import Report, line, read
+from smelt.train.report import read
 from smelt.train.teachers.cache import CachedTeacher, CacheReport, build_cache, report_line
 from smelt.train.teachers.cache_format import CacheSettings
 from smelt.train.teachers.cache_scorer import ModelScorer
@@ -106,26 +106,19 @@ class Distil:
         steps = self._num_steps(stream)
         objective = self._objective(source, student, stream, steps, work)
 
-        def told(report: Report) -> None:
-            work.say(line(report))
-            left = report.left_s if report.left_s >= 0 else None
-            work.on_progress(Progress(unit="steps", done=report.step, total=steps, left_s=left))
-
         run = Run(
             model=student,
             stages=[Part(name=self.name, stream=stream, objective=objective)],
-            config=self._config(steps),
+            config=train_config(self, steps, self._optimizer, warmup=self.warmup, decay=self.decay),
             folder=work.scratch / "run",
-            on_report=told,
+            on_report=telling(work, steps),
             stopping=work.stopping,
             before_step=self._before_step(student, steps),
         )
         position = run.train()
         made = run.result()
-        dtype = stored_dtype(source) if self.store == "source" else self.store
-        save_checkpoint(
-            work.out, made.config, made.tensors(), dtype=dtype, files=kept_files(source.folder), replace=True
-        )
+        dtype = None if self.store == "source" else self.store
+        write_made(work, source, made.config, made.tensors(), dtype=dtype)
         losses = [entry["loss"] for entry in read(run.folder)]
         return {
             "objective": objective.name,
@@ -153,19 +146,9 @@ class Distil:
         a_batch = sum(batch.inputs.size for batch in first) / len(first)
         return max(1, math.ceil(self.tokens / (a_batch * self.batch)))
 
-    def _config(self, steps: int) -> TrainConfig:
-        return TrainConfig(
-            optimizer=OptimizerConfig(muon_lr=self.muon_lr, adam_lr=self.adam_lr, weight_decay=self.weight_decay),
-            schedule=ScheduleConfig(
-                total_steps=steps, warmup_steps=math.ceil(self.warmup * steps), decay_share=self.decay
-            ),
-            accumulate=self.batch,
-            seed=self.seed,
-            workers=min(self.workers, self.batch),
-            device=self.device,
-            checkpoint_s=self.checkpoint_s,
-            log_every=max(1, min(10, steps // 20)),
-        )
+    @property
+    def _optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(muon_lr=self.muon_lr, adam_lr=self.adam_lr, weight_decay=self.weight_decay)
 
     def _objective(self, source: Checkpoint, student: Decoder, stream: Stream, steps: int, work: Work) -> Objective:
         if self.ratio == 0.0:

@@ -6,7 +6,7 @@ Shapes: N learned tokens of a batch, n of them in a piece, H hidden width, V row
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from smelt.compress.stage import Material
 from smelt.data.batches import Batch
 from smelt.evals.stats import ratio
 from smelt.model.decoder import Decoder
-from smelt.train.objectives import learned_hidden
+from smelt.train.objectives import CrossEntropy, learned_hidden
 
 _PIECE_NUMBERS = 1 << 22  # logits held at once: 16 MiB, twice
 
@@ -64,6 +64,18 @@ def quality(model: Decoder, teacher: Decoder, material: Material) -> dict[str, A
         "kl": _shares(sums.divergence, tokens, rows),
         "agreement": _shares(sums.agreed, tokens, rows),
     }
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: Decoder, material: Material, device: torch.device, check: Callable[[], None] = lambda: None
+) -> float:
+    """Held-out cross-entropy in bits over the bytes that the learned tokens stand for."""
+    objective, nats = CrossEntropy(), 0.0
+    for batch in material.held_out:
+        check()
+        nats += float(objective(model, batch, device).total)
+    return nats / math.log(2) / material.held_out_bytes
 
 
 def _shares(tops: Sequence[float], bottoms: Sequence[float], rows: Sequence[str]) -> dict[str, Any]:

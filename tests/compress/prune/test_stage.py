@@ -17,7 +17,7 @@ from smelt.compress.calibration import Calibration
 from smelt.compress.prune.importance import Shape
 from smelt.compress.prune.shapes import Limits, Share
 from smelt.compress.prune.stage import Prune
-from smelt.compress.prune.trials import bits_per_byte
+from smelt.compress.quality import bits_per_byte
 from smelt.compress.stage import Material, Progress, Work
 from smelt.core.decoder import Family
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError

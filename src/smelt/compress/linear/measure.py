@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from smelt.compress.linear.recall import chance, distances_for, recall
-from smelt.compress.prune.trials import bits_per_byte
+from smelt.compress.quality import bits_per_byte
 from smelt.compress.stage import Material
 from smelt.core.decoder import DecoderConfig, LinearConfig
 from smelt.model.decoder import Decoder

@@ -6,19 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
 from smelt.compress.linear.convert import default_layers, linear_config, linearised
 from smelt.compress.linear.measure import memory, warnings_of, worth
 from smelt.compress.linear.transfer import AttentionTransfer, transfer_errors
-from smelt.compress.stage import Needs, Progress, Work, how
+from smelt.compress.made import telling, train_config, write_made
+from smelt.compress.stage import Needs, Work, how
 from smelt.core.decoder import DecoderConfig, LinearConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.model.decoder import Decoder
-from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from smelt.train.finetune.folder import kept_files, stored_dtype
+from smelt.train.config import OptimizerConfig
 from smelt.train.hardware import pick_device
 from smelt.train.loop import Run, Stage
-from smelt.train.report import Report, line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +89,7 @@ class Linearise:
         facts["warnings"] = warnings_of(facts, config, self.linear, row_lens)
         for warning in facts["warnings"]:
             work.say(f"linearise: {warning}")
-        save_checkpoint(
-            work.out,
-            config,
-            made.tensors(),
-            dtype=stored_dtype(source),
-            files=kept_files(source.folder),
-            replace=True,
-        )
+        write_made(work, source, config, made.tensors())
         return facts
 
     def _shape(self, source: Checkpoint) -> DecoderConfig:
@@ -113,11 +105,6 @@ class Linearise:
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(any(f"model.layers.{i}.self_attn.mixer." in name for i in layers))
 
-        def told(report: Report) -> None:
-            work.say(line(report))
-            left_s = report.left_s if report.left_s >= 0 else None
-            work.on_progress(Progress(unit="steps", done=report.step, total=self.steps, left_s=left_s))
-
         return Run(
             model=student,
             stages=[
@@ -127,17 +114,8 @@ class Linearise:
                     objective=AttentionTransfer(teacher, layers),
                 )
             ],
-            config=TrainConfig(
-                optimizer=OptimizerConfig(muon_lr=self.lr, adam_lr=self.lr, weight_decay=0.0),
-                schedule=ScheduleConfig(total_steps=self.steps, warmup_steps=math.ceil(0.05 * self.steps)),
-                accumulate=self.batch,
-                seed=self.seed,
-                workers=min(self.workers, self.batch),
-                device=self.device,
-                checkpoint_s=self.checkpoint_s,
-                log_every=max(1, min(10, self.steps // 20)),
-            ),
+            config=train_config(self, self.steps, OptimizerConfig(muon_lr=self.lr, adam_lr=self.lr, weight_decay=0.0)),
             folder=work.scratch / "run",
-            on_report=told,
+            on_report=telling(work, self.steps),
             stopping=work.stopping,
         )

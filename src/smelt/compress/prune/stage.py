@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import torch
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
+from smelt.compress.made import write_made
 from smelt.compress.prune.importance import Shape, check_within, importance, kept_at, norm_gains
 from smelt.compress.prune.scores import Scores, scores_of
 from smelt.compress.prune.search import Search
@@ -21,7 +22,7 @@ from smelt.compress.stage import Needs, Progress, Work, how
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError
 from smelt.model.decoder import Decoder
-from smelt.train.finetune.folder import kept_files, stored_dtype
+from smelt.train.finetune.folder import stored_dtype
 from smelt.train.hardware import pick_device
 
 _SAVE_S = 30.0  # between two savings of the scores
@@ -93,7 +94,7 @@ class Prune:
         kept = kept_at(found, config, chosen)
         smaller, tensors = sliced(config, source.tensors, kept, gains(kept))
         dtype = stored_dtype(source)
-        save_checkpoint(work.out, smaller, tensors, dtype=dtype, files=kept_files(source.folder), replace=True)
+        write_made(work, source, smaller, tensors)
         item_bytes = 4 if dtype == "F32" else 2
         sizes = (config.num_parameters, smaller.num_parameters)
         return {

@@ -6,7 +6,6 @@ What was measured stays in the scratch folder under the shape's name; a stage th
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 
 from smelt.compress.prune.importance import Importance, Shape, kept_at
 from smelt.compress.prune.slice import Kept, sliced
-from smelt.compress.stage import Material, Work
+from smelt.compress.quality import bits_per_byte
+from smelt.compress.stage import Work
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import TrainingStoppedError
 from smelt.model.decoder import Decoder
 from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from smelt.train.distill.objective import Distillation
 from smelt.train.loop import Run, Stage
-from smelt.train.objectives import CrossEntropy
 from smelt.train.teachers.online import DecoderTeacher
 
 # A fifth of the rates of a run from scratch: a pruned model is repaired, not taught anew (Muralidharan et al. 2024).
@@ -112,15 +111,3 @@ class Trials:
 
 def _words(shape: Shape) -> str:
     return "-".join(map(str, astuple(shape)))
-
-
-@torch.no_grad()
-def bits_per_byte(
-    model: Decoder, material: Material, device: torch.device, check: Callable[[], None] = lambda: None
-) -> float:
-    """Held-out cross-entropy in bits over the bytes that the learned tokens stand for."""
-    objective, nats = CrossEntropy(), 0.0
-    for batch in material.held_out:
-        check()
-        nats += float(objective(model, batch, device).total)
-    return nats / math.log(2) / material.held_out_bytes

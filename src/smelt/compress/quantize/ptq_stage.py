@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from numpy.typing import NDArray
 
-from smelt.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint, open_checkpoint
 from smelt.checkpoint.compressed_tensors import EMBEDDING, HEAD
 from smelt.checkpoint.quantized import QuantizedWeight
+from smelt.compress.made import write_made
 from smelt.compress.quality import quality
 from smelt.compress.quantize import grid, rtn
 from smelt.compress.quantize.calibrated import Calibrated, Method, Range, layer_errors, plain_statics, stored_weights
@@ -24,7 +25,6 @@ from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.core.quantization import Scheme
 from smelt.model.decoder import Decoder
-from smelt.train.finetune.folder import kept_files, stored_dtype
 from smelt.train.hardware import pick_device
 from smelt.train.objectives import kept_places, mean_loss
 
@@ -87,16 +87,7 @@ class Quantize:
             stopping=work.stopping,
         )
         quantized = stored_weights(kept, self.scheme.weights) | self._apart(source)
-        save_checkpoint(
-            work.out,
-            config,
-            model.tensors(),
-            dtype=stored_dtype(source),
-            files=kept_files(source.folder),
-            replace=True,
-            quantized=quantized,
-            scheme=self.scheme,
-        )
+        write_made(work, source, config, model.tensors(), quantized=quantized, scheme=self.scheme)
         del model
         errors = layer_errors(kept, self.method)
         facts = {

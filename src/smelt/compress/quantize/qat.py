@@ -7,32 +7,31 @@ Gemma 3 report) needs few steps and no labels. Worth its cost where rounding wit
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
 from smelt.checkpoint.quantized import QuantizedWeight
+from smelt.compress.made import telling, train_config, write_made
 from smelt.compress.quality import quality
 from smelt.compress.quantize import rtn
 from smelt.compress.quantize.fake import FakeDecoder, Noise, faked
 from smelt.compress.quantize.few_bits import in_few_bits
 from smelt.compress.quantize.grid import Clip
 from smelt.compress.quantize.prepare import Statics, calibrated, prepare, with_statics
-from smelt.compress.stage import Needs, Progress, Work, how
+from smelt.compress.stage import Needs, Work, how
 from smelt.core.decoder import DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.core.quantization import Scheme
 from smelt.model.decoder import Decoder
-from smelt.train.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from smelt.train.config import OptimizerConfig
 from smelt.train.distill.objective import Distillation
-from smelt.train.finetune.folder import kept_files, stored_dtype
 from smelt.train.loop import Run
 from smelt.train.loop import Stage as Part
 from smelt.train.objectives import CrossEntropy, Objective
-from smelt.train.report import Report, line, read
+from smelt.train.report import read
 from smelt.train.teachers.online import DecoderTeacher
 
 
@@ -111,16 +110,7 @@ class QuantizeAware:
         position = run.train()
         made = run.result()
         quantized = self._converted(made, statics)
-        save_checkpoint(
-            work.out,
-            config,
-            made.tensors(),
-            dtype=stored_dtype(source),
-            files=kept_files(source.folder),
-            replace=True,
-            quantized=quantized,
-            scheme=self.scheme,
-        )
+        write_made(work, source, config, made.tensors(), quantized=quantized, scheme=self.scheme)
         losses = [entry["loss"] for entry in read(run.folder)]
         facts = {
             "scheme": asdict(self.scheme),
@@ -158,20 +148,15 @@ class QuantizeAware:
         return Distillation(teacher, ratio=self.ratio)
 
     def _training(self, student: FakeDecoder, objective: Objective, work: Work) -> Run:
-        def told(report: Report) -> None:
-            work.say(line(report))
-            left = report.left_s if report.left_s >= 0 else None
-            work.on_progress(Progress(unit="steps", done=report.step, total=self.steps, left_s=left))
-
         def before(step: int) -> None:
             student.moment.step, student.moment.rounds = step, step >= self.delay_steps
 
         return Run(
             model=student,
             stages=[Part(name=self._told(), stream=work.material.stream(self.seed), objective=objective)],
-            config=self._config(),
+            config=train_config(self, self.steps, self._optimizer, warmup=self.warmup, decay=self.decay),
             folder=work.scratch / "run",
-            on_report=told,
+            on_report=telling(work, self.steps),
             stopping=work.stopping,
             before_step=before,
         )
@@ -181,19 +166,9 @@ class QuantizeAware:
         settings = (self.scheme, self.clip, self.delay_steps, self.noise)
         return f"{self.name} {settings}"
 
-    def _config(self) -> TrainConfig:
-        return TrainConfig(
-            optimizer=OptimizerConfig(muon_lr=self.muon_lr, adam_lr=self.adam_lr, weight_decay=0.0),
-            schedule=ScheduleConfig(
-                total_steps=self.steps, warmup_steps=math.ceil(self.warmup * self.steps), decay_share=self.decay
-            ),
-            accumulate=self.batch,
-            seed=self.seed,
-            workers=min(self.workers, self.batch),
-            device=self.device,
-            checkpoint_s=self.checkpoint_s,
-            log_every=max(1, min(10, self.steps // 20)),
-        )
+    @property
+    def _optimizer(self) -> OptimizerConfig:
+        return OptimizerConfig(muon_lr=self.muon_lr, adam_lr=self.adam_lr, weight_decay=0.0)
 
     def _converted(self, model: Decoder, statics: Statics) -> dict[str, QuantizedWeight]:
         """By the quantizer that the model was trained with."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
 from smelt.checkpoint.safetensors import SafetensorsFile, write_file
+from smelt.compress.made import write_made
 from smelt.compress.share.factors import Init, energy, low_rank, shared_matrix
 from smelt.compress.share.patterns import Adjacent, Groups, Loop, Pattern, Similar, most_alike, sharing_layers
 from smelt.compress.share.repeat import repeated
@@ -24,7 +25,7 @@ from smelt.compress.stage import Needs, Progress, Work, how
 from smelt.core.decoder import MATRICES, DecoderConfig
 from smelt.core.errors import InvalidRequestError, TrainingStoppedError
 from smelt.model.decoder import Decoder
-from smelt.train.finetune.folder import kept_files, stored_dtype
+from smelt.train.finetune.folder import stored_dtype
 from smelt.train.hardware import pick_device
 
 _FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -70,7 +71,7 @@ class Share:
         smaller = dataclasses.replace(config, layers=layers)
         tensors, errors = self._converted(source, smaller, groups, work)
         dtype = stored_dtype(source)
-        save_checkpoint(work.out, smaller, tensors, dtype=dtype, files=kept_files(source.folder), replace=True)
+        write_made(work, source, smaller, tensors)
         item_bytes = 4 if dtype == "F32" else 2
         warnings = _warnings(errors, config, smaller)
         for warning in warnings:
@@ -158,9 +159,7 @@ class Repeat:
         _check_source(source)
         order = self.pattern.order(source.config.num_layers)
         deeper, tensors = repeated(source.config, source.tensors, order, entry_bias=self.entry_bias)
-        save_checkpoint(
-            work.out, deeper, tensors, dtype=stored_dtype(source), files=kept_files(source.folder), replace=True
-        )
+        write_made(work, source, deeper, tensors)
         parameters = {"before": source.config.num_parameters, "after": deeper.num_parameters}
         return {"order": list(order), "layers": deeper.num_layers, "parameters": parameters}
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from numpy.typing import NDArray
 
-from smelt.checkpoint import Checkpoint, save_checkpoint
+from smelt.checkpoint import Checkpoint
+from smelt.compress.made import write_made
 from smelt.compress.sparse import sizes
 from smelt.compress.sparse.masks import Pattern, Scope, dropped
 from smelt.compress.sparse.treatment import Sparsity, stem_of
@@ -23,7 +24,7 @@ from smelt.compress.walk import MEMORY_BYTES, walk
 from smelt.core.decoder import MATRICES, DecoderConfig
 from smelt.core.errors import InvalidRequestError
 from smelt.model.decoder import Decoder
-from smelt.train.finetune.folder import kept_files, stored_dtype
+from smelt.train.finetune.folder import stored_dtype
 from smelt.train.hardware import pick_device
 
 Method = Literal["magnitude", "threshold", "wanda", "sparsegpt"]
@@ -91,14 +92,7 @@ class Sparsify:
                 on_progress=work.on_progress,
                 stopping=work.stopping,
             )
-        save_checkpoint(
-            work.out,
-            source.config,
-            model.tensors(),
-            dtype=stored_dtype(source),
-            files=kept_files(source.folder),
-            replace=True,
-        )
+        write_made(work, source, source.config, model.tensors())
         asked = {"method": self.method, "share": self.share, "pattern": self.pattern, "scope": self.scope}
         found = {**asked, **facts_of(source, model, self.matrices, self._pattern)}
         if lost:
